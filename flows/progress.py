@@ -1,0 +1,125 @@
+"""What a run shows while it works, on standard error: a bar per stage on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from stages.tracking.journal import Line
+
+_SHOWN = {
+    "reward/total": ("reward", "{:.2f}"),
+    "reward/accuracy": ("accuracy", "{:.2f}"),
+    "rollout/length": ("length", "{:.0f}"),
+    "time/tokens_per_second": ("tokens/s", "{:.0f}"),
+}
+_LINE_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def note(self, text: str) -> None:
+        """Say something about the run."""
+
+    def begin(self, stage: str, kind: str) -> None:
+        """A stage begins."""
+
+    def line(self, line: Line) -> None:
+        """A step of the stage that runs has finished."""
+
+    def end(self, stage: str, status: str, seconds: float | None) -> None:
+        """The stage has ended."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+def figures(line: Line) -> str:
+    """The figures of a step worth watching, as text.
+
+    >>> figures(Line(1, 2, 0, {"reward/accuracy": 0.5, "rollout/length": 30.25, "train/loss": 1.0}))
+    'accuracy 0.50  length 30'
+    """
+    found = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
+    return "  ".join(f"{label} {form.format(value)}" for label, form, value in found if value is not None)
+
+
+class Lines:
+    """Plain lines, at most one in ten seconds while a stage runs."""
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._stage, self._next = "", 0.0
+
+    def note(self, text: str) -> None:
+        """Say something about the run."""
+        self._write(text)
+
+    def begin(self, stage: str, kind: str) -> None:
+        """A stage begins."""
+        self._stage, self._next = stage, time.monotonic() + _LINE_SECONDS
+        self._write(f"{stage}: {kind} starts")
+
+    def line(self, line: Line) -> None:
+        """A step of the stage that runs has finished."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            self._write(f"{self._stage}: {line.step}/{line.of}  {figures(line)}".rstrip())
+
+    def end(self, stage: str, status: str, seconds: float | None) -> None:
+        """The stage has ended."""
+        self._write(f"{stage}: {status}" + (f" after {seconds:.1f} s" if seconds is not None else ""))
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class Bars:
+    """Bars that stay where they are; for terminals."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._rich = RichProgress(*columns, console=Console(stderr=True))
+        self._rich.start()
+        self._task: TaskID | None = None
+
+    def note(self, text: str) -> None:
+        """Say something about the run."""
+        self._rich.console.print(text, markup=False, highlight=False)
+
+    def begin(self, stage: str, kind: str) -> None:  # noqa: ARG002 - a bar has no room for the kind
+        """A stage begins."""
+        self._task = self._rich.add_task(stage, total=None, figures="")
+
+    def line(self, line: Line) -> None:
+        """A step of the stage that runs has finished."""
+        if self._task is not None:
+            self._rich.update(self._task, completed=line.step, total=line.of, figures=figures(line))
+
+    def end(self, stage: str, status: str, seconds: float | None) -> None:
+        """The stage has ended: its bar gives way to a line."""
+        if self._task is not None:
+            self._rich.remove_task(self._task)
+            self._task = None
+        took = f" after {seconds:.1f} s" if seconds is not None else ""
+        self._rich.console.print(f"{stage}: {status}{took}", markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._rich.stop()
+
+
+def on_standard_error() -> Progress:
+    """Bars when standard error is a terminal, plain lines otherwise."""
+    return Bars() if sys.stderr.isatty() else Lines()

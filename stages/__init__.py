@@ -1,0 +1,1 @@
+"""What a run consists of: one module per kind of stage, and the rooms that they are built from. Nothing here knows Prefect."""

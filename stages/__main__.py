@@ -1,0 +1,130 @@
+"""A stage's process: `python -m stages FOLDER` does what FOLDER/config.json says, alone or as a rank under torchrun.
+
+It needs nothing of Prefect or MLflow. How it ended goes into `attempts/<n>/outcome.json`, because torchrun swallows exit
+statuses; the manifest, written last, is the only proof of success.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stages.kinds import stage_kind
+from stages.store.errors import ExitStatus, Interrupted, UserError
+from stages.store.files import read_json, write_json
+from stages.store.folders import StageFolder
+from stages.store.manifest import StageRecord, write_manifest
+from stages.store.stage import Result, StageContext, StopRequest
+
+PARENT_VARIABLE = "R1_PARENT_PID"
+"""Process id whose death ends this process: nothing is left running when the pipeline is killed."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one attempt of one stage; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m stages", description="Run one stage from its folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--attempt", type=Path, help="folder of this attempt; by default the next number")
+    options = parser.parse_args(arguments)
+    _end_with_parent()
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    folder = StageFolder(options.folder.absolute())
+    attempt = options.attempt or (folder.new_attempt() if rank == 0 else folder.attempts)
+    status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
+    try:
+        run_stage(folder, rank, world_size)
+    except UserError as error:
+        status = ExitStatus.MISTAKE
+        outcome = {"status": "mistake", "message": str(error), "mend": error.mend}
+    except Interrupted:
+        status = ExitStatus.INTERRUPTED
+        outcome = {"status": "interrupted", "message": "stopped on request", "mend": "r1 resume"}
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: the outcome names what the log explains
+        traceback.print_exc()
+        status = ExitStatus.FAILED
+        outcome = {"status": "failed", "message": f"{type(error).__name__}: {error}", "mend": "see the log"}
+    if status is not ExitStatus.DONE:
+        print(f"rank {rank}: {outcome['status']}: {outcome['message']}", file=sys.stderr, flush=True)
+    if rank == 0 or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):
+        name = "outcome.json" if rank == 0 else f"outcome-rank{rank}.json"
+        write_json(attempt / name, outcome | {"exit_status": int(status)})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Skips the interpreter's teardown: gloo's and DeepSpeed's threads may hang there after a rank has died.
+    os._exit(int(status))
+
+
+def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result:
+    """Do what the folder's config says and, on rank 0, write the manifest.
+
+    Raises UserError, Interrupted, or whatever the stage raises.
+    """
+    started = time.monotonic()
+    try:
+        record = StageRecord.model_validate(read_json(folder.config))
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError("cannot be read as a stage's config", where=str(folder.config)) from error
+    kind = stage_kind(record.kind)
+    config = kind.config.model_validate(record.config)
+    if world_size > 1 and not kind.distributed:
+        raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
+    stop = StopRequest()
+    with contextlib.suppress(ValueError):  # signals can be listened to in the main thread only (tests use others)
+        stop.listen()
+    context = StageContext(
+        config=config,
+        folder=folder,
+        inputs={role: Path(item.path) for role, item in record.inputs.items()},
+        input_digests={role: item.digest for role, item in record.inputs.items()},
+        stop=stop,
+        rank=rank,
+        world_size=world_size,
+    )
+    result = kind.run(context)
+    if rank == 0:
+        seconds = time.monotonic() - started + _earlier_seconds(folder)
+        write_manifest(
+            folder,
+            record,
+            kind.output,
+            metrics=result.metrics,
+            notes=result.notes,
+            tokens=result.tokens,
+            wall_seconds=round(seconds, 3),
+            device_seconds=round(seconds * world_size, 3),
+        )
+    return result
+
+
+def _earlier_seconds(folder: StageFolder) -> float:
+    """Wall time of attempts that did not finish, as their parents recorded it."""
+    found = (read_json(path)["seconds"] for path in folder.attempts.glob("*/ended.json"))
+    return float(sum(found))
+
+
+def _end_with_parent() -> None:
+    text = os.environ.get(PARENT_VARIABLE)
+    if not text:
+        return
+    parent = int(text)
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                print(f"process {parent}, which started this stage, is gone: ending", file=sys.stderr, flush=True)
+                os._exit(int(ExitStatus.INTERRUPTED))
+            time.sleep(1.0)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

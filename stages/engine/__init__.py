@@ -1,0 +1,1 @@
+"""Training under DeepSpeed: rows of tokens, log-probabilities, steps, checkpoints. The only room that imports deepspeed."""

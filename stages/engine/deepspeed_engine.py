@@ -1,0 +1,141 @@
+"""DeepSpeed, reduced to what a training loop needs: accumulate, step, gather weights, save, restore.
+
+What DeepSpeed does that one has to know: `backward` divides by the configured accumulation and averages over ranks, so here the
+accumulation is 1, the boundary is set by hand, and a loss is multiplied by the number of ranks; the caller's loss is already
+divided by the *global* count, so the gradient is the same for every cut into micro-batches and ranks. Every rank must make the
+same number of `accumulate` calls: `equal_count` says how many.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from stages.engine import ranks
+from stages.engine.scorer import TokenScorer
+from stages.engine.settings import Optimizer, deepspeed_settings
+
+# DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
+# all-reduce uses it, and training never calls that.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A model under DeepSpeed."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, zero: str, device: str) -> None:
+        """Hand `model` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file)."""
+        ranks.join(device)
+        self.settings = optimizer
+        self.device = ranks.local_device(device)
+        model.config.use_cache = False  # type: ignore[union-attr]
+        scorer = TokenScorer(model.to(self.device))
+        scorer.train()
+        parameters = [p for p in scorer.parameters() if p.requires_grad]
+        adamw = torch.optim.AdamW(
+            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
+        )
+        file = deepspeed_settings(zero)
+        bf16 = parameters[0].dtype == torch.bfloat16
+        self.zero_stage = int(file.get("zero_optimization", {}).get("stage", 0))
+        self.engine, *_ = deepspeed.initialize(
+            model=scorer,
+            optimizer=adamw,
+            config=file
+            | {
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": optimizer.max_grad_norm,
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": bf16},
+                "steps_per_print": 10**9,
+            },
+            dist_init_required=False,
+        )
+        self.world_size, self.rank = ranks.size(), ranks.number()
+        self._copy: nn.Module | None = None
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model (its weights are shards under ZeRO-3)."""
+        return self.engine.module.model
+
+    def score(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of rows, with gradient where enabled."""
+        scored: tuple[Tensor, Tensor] = self.engine(*arguments)
+        return scored
+
+    def equal_count(self, mine: int) -> int:
+        """The largest number of micro-batches any rank has; ranks with fewer add micro-batches of weight zero."""
+        return max(ranks.gather(mine))
+
+    def accumulate(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        """Add the gradients of losses, each already divided by the global count and computed just before its backward."""
+        for index, loss in enumerate(losses):
+            self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
+            self.engine.backward(loss() * self.world_size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, update, forget the gradients; returns the gradient's global norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
+        norm = (
+            nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            if self.zero_stage == 0
+            else None
+        )
+        self.engine.step()
+        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[Any]:
+        """The model with its whole weights, for reading. Under ZeRO-3 they are gathered on every rank for the while."""
+        if self.zero_stage < 3:
+            yield self.model
+            return
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=None):
+            yield self.model
+
+    def sampling_model(self) -> Any:
+        """A model with the current weights that can sample. Under ZeRO-3 a copy, refreshed once per call.
+
+        Sampling takes hundreds of forward passes, and ranks need not make equally many: with sharded weights that would hang.
+        """
+        if self.zero_stage < 3:
+            return self.model
+        with self.whole_weights() as source:
+            if self._copy is None:
+                self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
+                self._copy.generation_config = source.generation_config
+            with torch.no_grad():
+                for mine, theirs in zip(self._copy.parameters(), source.parameters(), strict=True):
+                    mine.copy_(theirs.data)
+        return self._copy
+
+    def save_model(self, folder: Path, tokenizer: Any, main: bool) -> None:
+        """Write a Hugging Face model folder. Every rank calls it; rank 0 (`main`) writes."""
+        with self.whole_weights() as model:
+            if main:
+                state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+                model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+                config = json.loads((folder / "config.json").read_text())
+                config["use_cache"] = True
+                (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                tokenizer.save_pretrained(folder)
+        ranks.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's checkpoint (weights, optimizer) below `folder`. Every rank calls it."""
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore weights and optimizer from `folder`. Every rank calls it."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_lr_scheduler_states=False)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed did not load {folder}")

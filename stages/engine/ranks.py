@@ -1,0 +1,54 @@
+"""Ranks: the process group, and what all ranks must agree on. A run of one process is a group of one."""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+T = TypeVar("T")
+
+
+def join(device: str) -> None:
+    """Join the process group torchrun describes, or make one of this process alone."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if device == "cuda" else "gloo"
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says yes; all ranks get the same answer."""
+    return bool(max(gather(flag)))
+
+
+def gather(item: T) -> list[T]:
+    """Every rank's item, in the order of ranks, on every rank."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, item)
+    return found
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def local_device(device: str) -> torch.device:
+    """The device of this rank: on CUDA, the one of its local rank."""
+    return torch.device("cuda", dist.get_node_local_rank(0)) if device == "cuda" else torch.device("cpu")
+
+
+def size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size()
+
+
+def number() -> int:
+    """Number of this rank, from 0."""
+    return dist.get_rank()

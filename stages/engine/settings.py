@@ -1,0 +1,82 @@
+"""Settings of the optimizer and of DeepSpeed. No torch here: a recipe is checked without it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from stages.store.config import EXECUTION, Config
+from stages.store.errors import UserError
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+
+
+def _known(name: str) -> str:
+    if not deepspeed_file(name).is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.json")))
+        raise ValueError(f"no DeepSpeed settings `{name}`: known are {known}, or the path of a JSON file")
+    return name
+
+
+DeepSpeedName = Annotated[str, AfterValidator(_known), EXECUTION]
+"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result."""
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON file that a name or path means."""
+    return Path(name) if name.endswith(".json") else PRESETS / f"{name}.json"
+
+
+def deepspeed_settings(name: str) -> dict[str, Any]:
+    """DeepSpeed's settings as the file has them.
+
+    Raises UserError when the file is not JSON, or names a ZeRO stage that does not exist.
+    """
+    path = deepspeed_file(name)
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as JSON ({error})", where=str(path)) from error
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"no ZeRO stage {stage}", where=f"{path}: zero_optimization.stage", mend="use 0, 1, 2 or 3")
+    return settings
+
+
+class Optimizer(Config):
+    """AdamW and its learning rate."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate. R1-Zero: 3e-6 for a 671B model; small models want more."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls from `lr` to `lr * final_share` over the stage."""
+    final_share: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of `lr` (the paper's SFT: a tenth)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's global norm is clipped to this."""
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (from 0) of `steps`: a function of the step alone, so nothing of it can be lost."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        return self.lr * (self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Checkpoints(Config):
+    """When checkpoints are written. None of it changes the result."""
+
+    every: int = Field(default=10, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """The newest checkpoints that are kept."""

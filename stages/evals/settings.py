@@ -1,0 +1,32 @@
+"""The settings that `evaluate` and `evaluate_model` share: one protocol for every model that is compared."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.problems.sources import ProblemSource
+from stages.problems.templates import Template
+from stages.rewards.score import Rewards
+from stages.rollout.protocol import Sampling
+from stages.store.config import EXECUTION, ExternalPath, StageConfig
+
+
+class EvaluationConfig(StageConfig):
+    """What is asked, how answers are sampled, how they are judged."""
+
+    held_out: ProblemSource
+    """Problems that no stage trains on."""
+    template: Template = Template()
+    """How a question becomes a prompt; the same for every model."""
+    sampling: Sampling = Sampling()
+    """How answers are sampled. The paper: temperature 0.6, top-p 0.95, 32,768 tokens."""
+    samples: int = Field(default=2, ge=1)
+    """Answers per problem, k. pass@1 is the mean over them. The paper: 64 for AIME, 16 for MATH-500."""
+    rewards: Rewards = Rewards()
+    """How answers are judged. Accuracy, format and language are all measured, whatever their weights."""
+    chunk: Annotated[int, EXECUTION] = Field(default=64, ge=1)
+    """Problems sampled at once; a stopped stage goes on after its last finished chunk."""
+    tasks: tuple[str, ...] = ()
+    """Further lm-eval tasks by name (`gsm8k`), run through the same engine with their own settings."""
+    task_files: tuple[ExternalPath, ...] = ()
+    """Further lm-eval tasks as YAML files; their content is part of the fingerprint."""

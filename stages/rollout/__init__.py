@@ -1,0 +1,1 @@
+"""The rollout: problems in, sampled answers with the sampler's log-probabilities out."""

@@ -1,0 +1,85 @@
+"""Sampled answers on disk: parquet, one row per answer, written whole."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.problems.episode import Episode, Group, Problem, Reward
+from stages.store.files import write_bytes
+
+PARTS = ("accuracy", "format", "language")
+"""Parts of a reward, each a nullable column."""
+
+SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("source", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),
+        ("text", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+        # float64: a float32 would not give back the sampler's number to the bit.
+        ("logprobs", pa.list_(pa.float64())),
+        ("finish", pa.string()),
+        ("reward", pa.float64()),
+        ("verdict", pa.string()),
+        *((part, pa.float64()) for part in PARTS),
+    ]
+)
+
+
+def write_groups(path: Path, groups: Iterable[Group]) -> None:
+    """Write groups, scored or not, so that the file appears whole."""
+    rows = []
+    for group in groups:
+        for episode in group.episodes:
+            reward = episode.reward
+            row = {
+                "problem_id": group.problem.id,
+                "source": group.problem.source,
+                "question": group.problem.question,
+                "answer": group.problem.answer,
+                "sample": episode.sample,
+                "prompt": episode.prompt,
+                "text": episode.text,
+                "prompt_ids": episode.prompt_ids,
+                "completion_ids": episode.completion_ids,
+                "logprobs": episode.logprobs,
+                "finish": episode.finish,
+                "reward": reward.total if reward else None,
+                "verdict": reward.verdict if reward else None,
+            }
+            rows.append(row | {part: reward.parts.get(part) if reward else None for part in PARTS})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_groups(path: Path) -> list[Group]:
+    """Read groups back, equal to what was written."""
+    groups: dict[str, Group] = {}
+    for row in pq.read_table(path, schema=SCHEMA).to_pylist():
+        problem = Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], source=row["source"])
+        reward = None
+        if row["reward"] is not None:
+            parts = {part: row[part] for part in PARTS if row[part] is not None}
+            reward = Reward(total=row["reward"], parts=parts, verdict=row["verdict"])
+        episode = Episode(
+            problem=problem,
+            sample=row["sample"],
+            prompt=row["prompt"],
+            prompt_ids=row["prompt_ids"],
+            completion_ids=row["completion_ids"],
+            logprobs=row["logprobs"],
+            text=row["text"],
+            finish=row["finish"],
+            reward=reward,
+        )
+        groups.setdefault(problem.id, Group(problem)).episodes.append(episode)
+    return list(groups.values())

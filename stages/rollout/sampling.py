@@ -1,0 +1,43 @@
+"""Drawing tokens: random numbers that belong to a sample, and a draw that is cheap for large vocabularies."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Entries of a block in the two-level search; the vocabulary is cut into blocks of this many."""
+
+
+def uniforms(length: int, seed: int, *identity: object) -> Tensor:
+    """(length,) random numbers in [0, 1) that depend on the seed and the identity alone, not on who else is sampled."""
+    digest = hashlib.sha256(repr((seed, *identity)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
+    return torch.rand(length, generator=generator, dtype=torch.float64).float().clamp(max=1 - 2**-24)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the cumulative distribution: the token whose interval of cumulated probability holds `uniform`.
+
+    probabilities: (B, V), rows summing to about 1; uniform: (B,). Returns (B,) token ids. Two levels (first the block, then the
+    token in it) cost one pass over the vocabulary and a search in 256 entries; a token of probability 0 is never drawn.
+    """
+    rows, vocabulary = probabilities.shape
+    padded = torch.nn.functional.pad(probabilities, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    ends = padded.sum(-1).cumsum(-1)  # (B, blocks)
+    target = (uniform.to(ends.dtype) * ends[:, -1])[:, None]  # (B, 1)
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (B, 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), torch.zeros_like(target))
+    inside = padded.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
+    within = torch.searchsorted(inside.cumsum(-1), target - before, right=True)  # (B, 1)
+    # Rounding may leave the target past the block's last entry: then its last token of positive probability is meant.
+    columns = torch.arange(BLOCK, device=inside.device)
+    last = torch.where(inside > 0, columns, torch.zeros_like(columns)).amax(-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(within, last)).squeeze(1)
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; zero the rest. (B, V) -> (B, V)."""
+    ordered, index = probabilities.sort(dim=-1, descending=True)
+    drop = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays
+    return torch.zeros_like(probabilities).scatter(1, index, ordered.masked_fill(drop, 0.0))

@@ -1,0 +1,65 @@
+"""Supervised fine-tuning: the cold start (DeepSeek-R1, section 3), and later distillation.
+
+The *base* model is trained on answers that were sampled and found correct and readable; only the answers are learned, the
+prompts are read.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.engine.settings import DeepSpeedName
+from stages.store.config import DatasetRef, ModelRef, StageConfig
+from stages.store.errors import UserError
+from stages.store.stage import Result, StageContext, StageKind
+from stages.supervised.settings import Supervised
+
+
+class SFTConfig(StageConfig, Supervised):
+    """Model, data and the settings of supervised training."""
+
+    kind: Literal["sft"]
+    """This kind."""
+    model: ModelRef
+    """The stage whose model is trained: the base, not the one that sampled."""
+    data: DatasetRef
+    """The stage whose dataset it learns: parquet with columns `prompt` and `completion`."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the data (the paper: 2 to 3)."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate (the paper: 5e-6 for the largest model, 1e-4 for 1.5B)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Shape of the learning rate; the paper's is a cosine to a tenth."""
+    deepspeed: DeepSpeedName = "zero0"
+    """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
+
+
+def run(context: StageContext[SFTConfig]) -> Result:
+    """Train on the dataset."""
+    import pyarrow.parquet as pq
+
+    from stages.engine.deepspeed_engine import Engine
+    from stages.engine.rows import Text
+    from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+    from stages.supervised.train import train
+
+    config = context.config
+    path = context.inputs["data"] / "train.parquet"
+    rows = pq.read_table(path, columns=["prompt", "completion"]).to_pylist()
+    if not rows:
+        raise UserError("the dataset has no rows", where=str(path), mend="loosen the filters of the stage that made it")
+    tokenizer = load_tokenizer(context.inputs["model"])
+    model = load_model(context.inputs["model"])
+    end = tokenizer.eos_token_id
+    documents = [
+        Text(tokenizer(row["prompt"]).input_ids, [*tokenizer(row["completion"], add_special_tokens=False).input_ids, end])
+        for row in rows
+    ]
+    steps = -(-config.epochs * len(documents) // config.batch)
+    engine = Engine(model, config, config.deepspeed, pick_device(config.compute.device))
+    metrics = train(context, engine, tokenizer, documents, steps, config)
+    tokens = config.epochs * sum(len(d.prompt) + len(d.completion) for d in documents)
+    return Result(metrics=metrics | {"documents": float(len(documents))}, tokens=tokens)
+
+
+KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)

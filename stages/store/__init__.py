@@ -1,0 +1,1 @@
+"""The floor of the house: typed configuration, the stage contract, folders, manifests, locks, atomic files."""

@@ -1,0 +1,134 @@
+"""Typed configuration: pydantic models, and what of a configuration decides a stage's result.
+
+Every field has its doc string under it. A field is *semantic* (part of the stage's fingerprint) unless it is marked with
+`EXECUTION` (launcher, threads, checkpoint interval), or names an input (`ModelRef`, `DatasetRef`, `ReportRef`) or a file
+(`ExternalPath`), whose content's digest takes its place.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OutputKind = Literal["model", "dataset", "report"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Marks a field that changes how a stage runs but not what it computes."""
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """Marks a field that names another stage of the recipe, whose output is this stage's input."""
+
+    output: OutputKind
+
+
+@dataclass(frozen=True)
+class ExternalFile:
+    """Marks a field that names a file or folder of the user's; its content's digest goes into the fingerprint."""
+
+
+EXECUTION = Execution()
+ModelRef = Annotated[str, StageInput("model")]
+DatasetRef = Annotated[str, StageInput("dataset")]
+ReportRef = Annotated[str, StageInput("report")]
+ExternalPath = Annotated[str, ExternalFile()]
+
+
+class Config(BaseModel):
+    """Base of every configuration model: unknown keys are refused, values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Compute(Config):
+    """Where and how widely a stage runs. None of it changes the result beyond rounding."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each process; by default the machine's cores divided by `processes`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA when PyTorch sees it."""
+
+
+class StageConfig(Config):
+    """What every kind of stage has."""
+
+    kind: str
+    """The kind of stage: one module under stages/."""
+    seed: int = Field(default=0, ge=0)
+    """Every random choice is derived from it: (seed, purpose, step, problem, sample)."""
+    compute: Annotated[Compute, EXECUTION] = Compute()
+    """Processes, threads and device."""
+
+
+def _marker(metadata: Any) -> Execution | StageInput | ExternalFile | None:
+    return next((m for m in metadata if isinstance(m, Execution | StageInput | ExternalFile)), None)
+
+
+def _annotation_marker(annotation: Any) -> Execution | StageInput | ExternalFile | None:
+    """The marker anywhere inside an annotation, such as `dict[str, ReportRef]` or `ExternalPath | None`."""
+    if (found := _marker(getattr(annotation, "__metadata__", ()))) is not None:
+        return found
+    return next((m for m in map(_annotation_marker, get_args(annotation)) if m is not None), None)
+
+
+def field_marker(model: type[BaseModel], name: str) -> Execution | StageInput | ExternalFile | None:
+    """How the field `name` of `model` is marked; None means semantic."""
+    field = model.model_fields[name]
+    return _marker(field.metadata) or _annotation_marker(field.annotation)
+
+
+def semantic(value: Any) -> Any:
+    """The part of a configuration that decides the result, as plain JSON values."""
+    if isinstance(value, BaseModel):
+        names = (n for n in type(value).model_fields if field_marker(type(value), n) is None)
+        return {name: semantic(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: semantic(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [semantic(item) for item in value]
+    return value
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{index}")
+
+
+def marked(value: Any, kind: type, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Every (dotted path, text, marker) below `value` whose field carries a marker of `kind`."""
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            marker, below = field_marker(type(value), name), f"{path}.{name}" if path else name
+            if isinstance(marker, kind):
+                for leaf, text in _leaves(getattr(value, name), below):
+                    yield leaf, text, marker
+            elif marker is None:
+                yield from marked(getattr(value, name), kind, below)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from marked(item, kind, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from marked(item, kind, f"{path}.{index}")
+
+
+def stage_inputs(config: StageConfig) -> dict[str, tuple[str, OutputKind]]:
+    """Role (dotted path of the field) -> (name of the stage, what it must put out)."""
+    return {path: (text, marker.output) for path, text, marker in marked(config, StageInput)}
+
+
+def external_paths(config: StageConfig) -> dict[str, str]:
+    """Role (dotted path of the field) -> path of a file or folder of the user's."""
+    return {path: text for path, text, _ in marked(config, ExternalFile)}

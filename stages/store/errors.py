@@ -1,0 +1,43 @@
+"""Errors that travel to the user, and the exit statuses they become.
+
+`UserError` is for everything a user can cause and mend: it is printed as one line, never with a traceback.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of `r1` and of a stage's process (also kept in a stage's `outcome.json`)."""
+
+    DONE = 0
+    MISTAKE = 2
+    """The user can mend it; never retried."""
+    FAILED = 3
+    """The stage failed; a retry may help."""
+    INTERRUPTED = 75
+    """Stopped on request (SIGTERM, SIGINT); always resumable (EX_TEMPFAIL of sysexits.h)."""
+
+
+class UserError(Exception):
+    """What went wrong, where (file and key), and how to mend it.
+
+    >>> str(UserError("unknown key `lrr`", where="a.yaml: stages.zero.lrr", mend="did you mean `lr`?"))
+    'a.yaml: stages.zero.lrr: unknown key `lrr`; did you mean `lr`?'
+    """
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{head}; {self.mend}" if self.mend else head
+        return " ".join(line.split())
+
+
+class Interrupted(Exception):
+    """A stage stopped at a boundary because it was asked to; its newest checkpoint stands."""
+
+
+class StageFailed(Exception):
+    """A stage's process tree ended without success; the message says which stage and where its log is."""

@@ -1,0 +1,159 @@
+"""Where things lie under the runs folder.
+
+```
+runs/stages/<kind>-<fingerprint12>[-g2]/   one per distinct computation, shared by all pipelines
+runs/pipelines/<name>-<date>-<n>/          one per `r1 run`
+```
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.store.errors import UserError
+from stages.store.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one computation. `config.json` says what is to be computed; `manifest.json` proves that it was."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What is to be computed: kind, version, fingerprint, config, inputs (written by the parent)."""
+        return self.path / "config.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Written last: the only proof that the stage is done."""
+        return self.path / "manifest.json"
+
+    @property
+    def journal(self) -> Path:
+        """One line per step: the stage's metrics."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step-000120/` each, whole once it holds COMPLETE."""
+        return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        """Sampled answers as parquet, one file per step or chunk."""
+        return self.path / "rollouts"
+
+    @property
+    def attempts(self) -> Path:
+        """`1/`, `2/` …: log.txt and outcome.json of each attempt."""
+        return self.path / "attempts"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the pipeline that works in this folder."""
+        return self.path / ".lock"
+
+    def output(self, kind: str) -> Path:
+        """The folder of the output: `model`, `dataset` or `report`."""
+        return self.path / kind
+
+    def new_attempt(self) -> Path:
+        """Make the next numbered attempt folder."""
+        done = [int(p.name) for p in self.attempts.glob("*") if p.name.isdigit()]
+        attempt = self.attempts / str(max(done, default=0) + 1)
+        attempt.mkdir(parents=True)
+        return attempt
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs folder."""
+
+    path: Path
+
+    def prepare(self) -> "Runs":
+        """Make the folder and prove that it can be written.
+
+        Raises UserError when it cannot.
+        """
+        try:
+            for name in ("stages", "pipelines"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_bytes(b"r1")
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"the runs folder cannot be written ({reason})",
+                where=str(self.path),
+                mend="choose another with `--set runs=FOLDER` or mend its permissions",
+            ) from error
+        return self
+
+    def stage(self, kind: str, fingerprint: str, *, fresh: bool = False) -> StageFolder:
+        """The newest generation of a computation's folder, or with `fresh` the next, empty one."""
+        base = f"{kind}-{fingerprint[:12]}"
+        pattern = re.compile(re.escape(base) + r"(?:-g(\d+))?")
+        matches = (pattern.fullmatch(p.name) for p in (self.path / "stages").glob(f"{base}*"))
+        newest = max((int(m.group(1) or 1) for m in matches if m), default=0)
+        generation = newest + 1 if fresh else max(newest, 1)
+        return StageFolder(self.path / "stages" / (base if generation == 1 else f"{base}-g{generation}"))
+
+    def new_pipeline(self, name: str) -> "PipelineFolder":
+        """Make the folder of a new pipeline run, `<name>-<date>-<n>`."""
+        stem = f"{name}-{time.strftime('%Y%m%d')}"
+        for number in range(1, 100_000):
+            path = self.path / "pipelines" / f"{stem}-{number}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return PipelineFolder(path)
+        raise UserError("too many runs today", where=str(self.path), mend="use another `name:` or runs folder")
+
+    def pipelines(self) -> list["PipelineFolder"]:
+        """Every pipeline run, the oldest first."""
+        found = [PipelineFolder(p.parent) for p in (self.path / "pipelines").glob("*/pipeline.json")]
+        return sorted(found, key=lambda p: p.read()["started"])
+
+    def pipeline(self, run: str) -> "PipelineFolder":
+        """The pipeline run named `run` (its folder's name or path, or `latest`).
+
+        Raises UserError when there is none.
+        """
+        known = self.pipelines()
+        if run == "latest" and known:
+            return known[-1]
+        for folder in known:
+            if run == folder.path.name or Path(run).resolve() == folder.path.resolve():
+                return folder
+        names = ", ".join(p.path.name for p in known[-5:]) or "none yet"
+        raise UserError(f"no run `{run}`", where=str(self.path / "pipelines"), mend=f"the newest runs are: {names}")
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """One `r1 run`: `pipeline.json` has the resolved config and which folder each stage uses."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any]:
+        """The pipeline's record.
+
+        Raises UserError when it is not readable.
+        """
+        try:
+            record: dict[str, Any] = read_json(self.path / "pipeline.json")
+        except (OSError, ValueError) as error:
+            raise UserError(f"not a readable record: {error}", where=str(self.path / "pipeline.json")) from error
+        return record
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replace the pipeline's record, whole."""
+        write_json(self.path / "pipeline.json", record)

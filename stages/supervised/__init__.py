@@ -1,0 +1,1 @@
+"""Supervised training: the toy's base model, the cold start, distillation."""

@@ -1,0 +1,28 @@
+"""Settings of supervised training. No torch here: a recipe is checked without it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.engine.settings import Checkpoints, Optimizer
+from stages.store.config import EXECUTION, Config
+
+
+class Packing(Config):
+    """How documents are packed. It changes speed and memory, not the loss."""
+
+    row_tokens: int = Field(default=256, ge=8)
+    """Tokens of a packed row; documents in it do not see each other."""
+    micro_tokens: int = Field(default=4096, ge=8)
+    """Tokens of a micro-batch."""
+
+
+class Supervised(Optimizer):
+    """Settings of the loop, beside the optimizer's."""
+
+    batch: int = Field(default=64, ge=1)
+    """Documents of a step, over all ranks (the paper: 64)."""
+    packing: Annotated[Packing, EXECUTION] = Packing()
+    """Rows and micro-batches."""
+    checkpoints: Annotated[Checkpoints, EXECUTION] = Checkpoints(every=200)
+    """When checkpoints are written."""

@@ -1,0 +1,118 @@
+"""The supervised loop: packed documents, completion-only loss, AdamW under DeepSpeed, exact resume.
+
+Which documents a step takes is a function of (seed, step), so a resumed run needs nothing but the step. The loss of a step is
+the mean over its predicted tokens, all ranks and micro-batches together.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.engine import checkpoints, ranks
+from stages.engine.deepspeed_engine import Engine
+from stages.engine.rows import Rows, Text, micro_batches, pack_rows
+from stages.store.errors import Interrupted
+from stages.store.files import whole_folder
+from stages.store.stage import StageContext
+from stages.supervised.settings import Supervised
+from stages.tracking.journal import Journal
+
+
+def documents_of_step(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Which of `count` documents step `step` (from 0) takes: epochs, each shuffled anew, cut into batches of `batch`."""
+    chosen: list[int] = []
+    for place in range(step * batch, (step + 1) * batch):
+        epoch, index = divmod(place, count)
+        chosen.append(_order(count, seed, epoch)[index])
+    return chosen
+
+
+_orders: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    key = (count, seed, epoch)
+    if key not in _orders:
+        _orders.clear()
+        _orders[key] = list(range(count))
+        random.Random(f"documents-{seed}-{epoch}").shuffle(_orders[key])
+    return _orders[key]
+
+
+def train(
+    context: StageContext[Any], engine: Engine, tokenizer: Any, documents: Sequence[Text], steps: int, settings: Supervised
+) -> dict[str, float]:
+    """Train for `steps` steps and write the model; returns the headline metrics.
+
+    Raises Interrupted after a checkpoint when a stop was asked for.
+    """
+    folder, seed = context.folder, context.config.seed
+    state = checkpoints.restore(folder.checkpoints, engine.load, main=context.main)
+    first = state["step"] if state else 0
+    journal = Journal(folder.journal, keep_through=first) if context.main else None
+    loss = float(state["loss"]) if state else 0.0
+    for step in range(first, steps):
+        started = time.monotonic()
+        chosen = [documents[i] for i in documents_of_step(len(documents), settings.batch, seed, step)]
+        loss, tokens = _step(context, engine, chosen, settings)
+        lr = settings.lr_at(step, steps)
+        norm = engine.step(lr)
+        if journal:
+            seconds = time.monotonic() - started
+            journal.append(
+                step + 1,
+                steps,
+                {
+                    "train/loss": loss,
+                    "train/lr": lr,
+                    "train/grad_norm": norm,
+                    "time/step": seconds,
+                    "time/tokens_per_second": tokens / seconds,
+                },
+            )
+        stop = ranks.any_rank(context.stop.requested)
+        if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
+            checkpoints.write(
+                folder.checkpoints, step + 1, {"loss": loss}, engine.save, main=context.main, keep=settings.checkpoints.keep
+            )
+        if stop and step + 1 < steps:
+            raise Interrupted
+    save_output(engine, tokenizer, folder.output("model"), main=context.main)
+    return {"loss": loss, "steps": float(steps)}
+
+
+def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settings: Supervised) -> tuple[float, int]:
+    """Accumulate the gradient of one step; returns the mean loss and the tokens computed, over all ranks."""
+    total = sum(len(d.completion) for d in chosen)
+    # Dealt out by length, so that ranks have like work.
+    dealt = sorted(chosen, key=lambda d: -len(d.prompt) - len(d.completion))[context.rank :: context.world_size]
+    batches = micro_batches(pack_rows(dealt, settings.packing.row_tokens), settings.packing.micro_tokens)
+    count = engine.equal_count(len(batches))
+    filler = micro_batches(pack_rows(chosen[:1], settings.packing.row_tokens), settings.packing.micro_tokens)
+    losses: list[float] = []
+
+    def closure(rows: Rows, weight: float) -> Tensor:
+        logp, _ = engine.score(rows.to(engine.device))
+        loss = -logp.sum() * weight / total
+        losses.append(float(loss.detach()))
+        return loss
+
+    padded = [(rows, 1.0) for rows in batches] + [(filler[0], 0.0)] * (count - len(batches))
+    engine.accumulate([lambda r=rows, w=weight: closure(r, w) for rows, weight in padded])  # type: ignore[misc]
+    summed = ranks.gather((sum(losses), sum(rows.size for rows in batches)))
+    return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
+
+
+def save_output(engine: Engine, tokenizer: Any, output: Path, *, main: bool) -> None:
+    """Write the model as the stage's output. Every rank calls it."""
+    if not main:
+        engine.save_model(output, tokenizer, main=False)
+        return
+    shutil.rmtree(output, ignore_errors=True)
+    with whole_folder(output) as temporary:
+        engine.save_model(temporary, tokenizer, main=True)

@@ -1,0 +1,1 @@
+"""Records: the journal on disk, and MLflow fed from it. The only room that imports mlflow."""

@@ -1,0 +1,154 @@
+"""The connection to MLflow: made when it can be, tried again later when it cannot.
+
+Nothing here may hold training up. A tracking URI that cannot be right is the user's mistake and is raised; a server that
+does not answer is not: the journal on disk has every line, and they are sent when it answers.
+"""
+
+import logging
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+# Before the import: MLflow reads them when it is loaded, and its own defaults (7 retries, minutes) would hold a stage's end
+# up while a server is away. The journal is the retry. What the user has set stays.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for our own JSON
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from stages.store.errors import UserError
+from stages.tracking.journal import Line
+
+AWAY = (MlflowException, OSError, SQLAlchemyError)
+"""What MLflow and its transports raise when a call does not come through."""
+BATCH = 1000
+"""Most metrics that MLflow takes in one call."""
+SQLITE = "sqlite:///"
+
+logger = logging.getLogger("r1.tracking")
+
+
+def default_uri(runs: Path) -> str:
+    """Tracking URI of the runs folder's own database, `sqlite:////…/mlflow.db`; artifacts lie beside it."""
+    return f"{SQLITE}{runs.absolute() / 'mlflow.db'}"
+
+
+def metric_name(name: str) -> str:
+    """A name MLflow takes: it refuses `,` and `@` among others.
+
+    >>> metric_name("gsm8k/pass@8,none")
+    'gsm8k/pass_8_none'
+    """
+    return re.sub(r"[^/\w.\- ]", "_", name, flags=re.ASCII)
+
+
+def reason(error: BaseException) -> str:
+    """An error as a short line for the log."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def metrics_of(line: Line) -> list[Metric]:
+    """The metrics of a journal line, with the line's own time and step."""
+    return [Metric(metric_name(name), float(value), line.time, line.step) for name, value in line.metrics.items()]
+
+
+class Connection:
+    """A client and an experiment. `experiment_id` is empty until MLflow has answered once."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Check the URI; nothing is sent yet.
+
+        Raises UserError when MLflow cannot use the URI at all.
+        """
+        # MLflow announces each new table of a fresh database.
+        for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.uri, self.experiment, self.experiment_id = uri, experiment, ""
+        self._lock = threading.Lock()
+        try:
+            self._client = MlflowClient(uri)
+        except (*AWAY, ImportError) as error:
+            raise UserError(
+                f"MLflow cannot use `{uri}` ({reason(error)})",
+                where="tracking.uri",
+                mend="for example sqlite:////absolute/mlflow.db or http://127.0.0.1:5000",
+            ) from error
+
+    def client(self) -> Any:
+        """The client, the experiment being there.
+
+        Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted.
+        """
+        with self._lock:
+            if not self.experiment_id:
+                self.experiment_id = self._find_experiment()
+        return self._client
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            artifacts = None
+            if self.uri.startswith(SQLITE):
+                artifacts = (Path(self.uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
+            return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment `{self.experiment}` was deleted",
+                where="tracking.experiment",
+                mend="restore it with `mlflow experiments restore`, or set another name",
+            )
+        return str(found.experiment_id)
+
+    def continued(self, run_id: str | None) -> Any | None:
+        """The run to be continued, running again; None when there is none of that id (another database, say)."""
+        if not run_id:
+            return None
+        try:
+            run = self.client().get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if run.info.lifecycle_stage != "active":
+            return None
+        if run.info.status != "RUNNING":
+            self.client().update_run(run_id, status="RUNNING")
+        return run
+
+    def last_step(self, run_id: str, lines: list[Line]) -> int:
+        """The last journal step that the run has, 0 for none.
+
+        A line is sent whole, so it is there when any one of its metrics is: histories are asked for only as many metrics as
+        it takes to meet every line.
+        """
+        last, left = 0, [line for line in lines if line.metrics]
+        while left:
+            counts: dict[str, int] = {}
+            for line in left:
+                for name in line.metrics:
+                    counts[name] = counts.get(name, 0) + 1
+            name = max(counts, key=lambda n: counts[n])
+            history = self.client().get_metric_history(run_id, metric_name(name))
+            last = max([last, *(metric.step for metric in history)])
+            left = [line for line in left if name not in line.metrics]
+        return last
+
+    def send(self, run_id: str, lines: list[Line]) -> int:
+        """Send as many whole lines, from the first, as one call takes; returns how many."""
+        batch: list[Metric] = []
+        count = 0
+        for line in lines:
+            if batch and len(batch) + len(line.metrics) > BATCH:
+                break
+            batch += metrics_of(line)
+            count += 1
+        if batch:
+            self.client().log_batch(run_id, metrics=batch, params=[], tags=[])
+        return count

@@ -1,0 +1,99 @@
+"""The command `r1` as users meet it: a run, a second run, and everything that is refused."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import environment, r1, refused
+
+
+def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> None:
+    first = r1("run", recipe, "--until", "base", "--json")
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert document["status"] == "done"
+    assert [(s["stage"], s["status"]) for s in document["stages"]] == [("base", "done"), ("other", "pending")]
+    assert document["mlflow"]["tracking_uri"] == f"sqlite:///{runs / 'mlflow.db'}"
+    assert document["stages"][0]["mlflow_run_id"]
+
+    second = r1("run", recipe, "--fresh", "base")
+    assert second.returncode == 0, second.stderr
+    assert "base: done" in second.stderr
+    assert "r1 up" in second.stdout
+
+    listed = json.loads(r1("status", "--json", "--runs", runs).stdout)["runs"]
+    assert [row["status"] for row in listed] == ["done", "done"]
+    names = [row["run"] for row in listed]
+    detail = json.loads(r1("status", "latest", "--json", "--runs", runs).stdout)
+    assert detail["run"] == names[0]
+    assert [stage["status"] for stage in detail["stages"]] == ["done", "done"]
+    assert detail["stages"][0]["folder"] == document["stages"][0]["folder"] + "-g2"
+    compared = json.loads(r1("compare", *names, "--runs", runs, "--json").stdout)
+    assert compared["runs"] == names
+
+
+def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = r1("run", recipe, "--set", f"stages.other.path={tmp_path / 'empty'}", "--json")
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["status"] == "mistake"
+    assert "config.json" in document["error"]["message"]
+    base, other = document["stages"]
+    assert base["status"] in ("reused", "done")  # reused when the test above ran
+    assert other["status"] == "failed"
+    assert "Traceback" not in done.stderr
+    assert "r1: stage `other`: " in done.stderr
+
+
+def test_refusals(recipe: Path, tmp_path: Path) -> None:
+    assert "did you mean `seed`?" in refused("run", recipe, "--set", "stages.base.sed=1")
+    assert "integer" in refused("run", recipe, "--set", "stages.base.seed=many")
+    assert "no such file" in refused("run", tmp_path / "none.yaml")
+    assert "did you mean `other`?" in refused("run", recipe, "--from", "othe")
+    assert "no run `latest`" in refused("resume", "latest", "--runs", tmp_path / "none")
+    assert "--help" in refused("rnu")
+    assert "at least two" in refused("compare", "one")
+    assert "no Prefect server" in refused("deploy", recipe, "--cron", "0 3 * * *")
+
+
+def test_refusals_with_json_are_documents(recipe: Path) -> None:
+    done = r1("run", recipe, "--until", "none", "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["where"] == "--until"
+    assert error["exit_status"] == 2
+
+
+def test_an_unwritable_runs_folder_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("run", recipe, "--set", f"runs={tmp_path / 'file' / 'runs'}")
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port}" in refused("up", "--runs", tmp_path, "--prefect-port", port)
+
+
+@pytest.mark.parametrize("command", ["doctor", "status"])
+def test_json_alone_on_standard_output(command: str, tmp_path: Path) -> None:
+    assert json.loads(r1(command, "--json", "--runs", tmp_path).stdout)
+
+
+def test_help_costs_little() -> None:
+    def cost(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], env=environment(), stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    cost("-m", "flows.cli", "--help")  # compiles what isn't yet
+    assert cost("-m", "flows.cli", "--help") - cost("-c", "pass") < 0.5

