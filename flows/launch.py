@@ -112,6 +112,8 @@ def _environment(compute: Compute) -> dict[str, str]:
         PARENT_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Threads that spin while they wait make a busy machine much slower, and an idle one hardly faster.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",

@@ -1,0 +1,140 @@
+"""Every shipped configuration loads; mistakes in one are told in one line, with the file, the key and the mend."""
+
+import json
+
+import pytest
+
+from stages.problems.sources import load_problems
+from stages.recipe import load_recipe, recipe_schema
+from stages.store.config import semantic
+from stages.store.errors import UserError
+from stages.store.manifest import fingerprint
+from tests.conftest import ROOT
+
+PROBLEMS = ["shared.problems={source: toy, count: 5}", "shared.held_out={source: toy, count: 5, split: held_out}"]
+SHIPPED = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").glob("*.yaml"))
+RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED + RECIPES)
+def test_every_shipped_config_loads(path, tmp_path):
+    # A recipe names no model, and shipped problems lie with the user: both are put in here.
+    overrides = PROBLEMS if path in RECIPES or "gsm8k" in path else []
+    if path in RECIPES:
+        overrides = [*overrides, f"stages.base.path={tmp_path}"]
+    recipe = load_recipe(ROOT / path, overrides)
+    assert {"base", "zero", "evaluation"} <= recipe.stages.keys()
+    # The resolved document alone repeats the run.
+    (tmp_path / "again.yaml").write_text(json.dumps(recipe.document))
+    again = load_recipe(tmp_path / "again.yaml")
+    assert again.stages == recipe.stages
+    assert again.document == recipe.document
+
+
+def test_the_recipe_has_the_papers_figures():
+    recipe = load_recipe(ROOT / "configs/recipes/r1.yaml", [*PROBLEMS, f"stages.base.path={ROOT}"])
+    zero = recipe.stages["zero"]
+    assert (zero.lr, zero.kl, zero.samples, zero.questions, zero.steps) == (3e-6, 0.001, 16, 32, 10_400)
+    assert (zero.sampling.temperature, zero.sampling.max_tokens) == (1.0, 32_768)
+    assert (zero.rewards.accuracy, zero.rewards.format, zero.rewards.language) == (1.0, 1.0, 0.0)
+    assert recipe.stages["reasoning"].rewards.language == 1.0
+    assert recipe.stages["evaluation.zero"].sampling.temperature == 0.6
+
+
+def test_the_order_follows_the_file_as_far_as_inputs_allow():
+    names = list(load_recipe(ROOT / "configs/quickstart.yaml").stages)
+    assert names.index("base") < names.index("zero") < names.index("cold_start_data") < names.index("cold_start")
+    assert names[-1] == "evaluation"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "says"),
+    [
+        ("stages.zero.lrr=1", "stages.zero.lrr", "unknown key `lrr`; did you mean `lr`?"),
+        ("stages.zero.rewards.acuracy=1", "stages.zero.rewards.acuracy", "did you mean `accuracy`?"),
+        ("stages.zero.problems.cuont=1", "stages.zero.problems.cuont", "did you mean `count`?"),
+        ("stages.zero.lr=fast", "stages.zero.lr", "valid number"),
+        ("stages.zero.lr=0", "stages.zero.lr", "greater than 0"),
+        ("stages.zero.lr=-1", "stages.zero.lr", "greater than 0"),
+        ("stages.zero.samples=1", "stages.zero.samples", "greater than or equal to 2"),
+        ("stages.zero.steps=2.5", "stages.zero.steps", "integer"),
+        ("stages.reasoning.deepspeed=zero4", "stages.reasoning.deepspeed", "zero0, zero1, zero2, zero3"),
+        ("stages.zero.policy=bas", "stages.zero.policy", "did you mean `base`?"),
+        ("stages.zero.policy=cold_start_data", "stages.zero.policy", "gives a dataset, a model is needed"),
+        ("stages.zero.kind=rll", "stages.zero.kind", "did you mean `rl`?"),
+        ("stages.zero.sampling.top_p=0.9", "stages.zero", "top_p"),
+        ("stages.base.kind=model", "stages.base", ""),
+        ("shared.tempalte.name=r1_zero", "shared.tempalte", "did you mean `template`?"),
+        ("nmae=x", "nmae", "did you mean `name`?"),
+        ("stages.zero.policy=reasoning", "stages", "circle"),
+        ("stages.zero.compute.processes=0", "stages.zero.compute.processes", "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_told_with_its_key_and_mend(override, key, says):
+    with pytest.raises(UserError) as caught:
+        load_recipe(ROOT / "configs/quickstart.yaml", [override])
+    line = str(caught.value)
+    assert key in line
+    assert says in line
+    assert "\n" not in line
+
+
+def test_a_mistake_names_the_file_that_made_it(tmp_path):
+    (tmp_path / "below.yaml").write_text(f"extends: {ROOT}/configs/quickstart.yaml\nstages: {{zero: {{lr: -1}}}}\n")
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\nname: x\nstages: {zero: {steps: 3}}\n")
+    with pytest.raises(UserError, match=r"below\.yaml: stages\.zero\.lr"):
+        load_recipe(tmp_path / "above.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "name: x\nstages: {}", "extends: missing.yaml", "extends: self.yaml"])
+def test_broken_files_are_refused(tmp_path, text):
+    (tmp_path / "self.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"(self|missing)\.yaml"):
+        load_recipe(tmp_path / "self.yaml")
+
+
+def test_a_section_of_another_kind_replaces_the_one_below():
+    recipe = load_recipe(ROOT / "configs/quickstart.yaml", [f"stages.base={{kind: model, path: {ROOT}}}"])
+    assert recipe.stages["base"].kind == "model"
+
+
+def test_a_missing_file_is_named_before_anything_runs():
+    with pytest.raises(UserError, match=r"problems\.path: no such file or folder: nowhere\.jsonl"):
+        load_recipe(ROOT / "configs/quickstart.yaml", ["shared.problems={source: file, path: nowhere.jsonl}"])
+
+
+def digest(overrides):
+    config = load_recipe(ROOT / "configs/quickstart.yaml", overrides).stages["zero"]
+    return fingerprint("rl", 1, semantic(config), {"policy": "x"})
+
+
+def test_the_fingerprint_sees_what_decides_the_result_and_nothing_else():
+    base = digest([])
+    for same in ("compute.threads=1", "compute.processes=2", "checkpoints.every=3", "deepspeed=zero3", "packing.row_tokens=99"):
+        assert digest([f"stages.zero.{same}"]) == base, same
+    for other in ("lr=2e-4", "seed=1", "steps=51", "rewards.format=0.2", "problems.count=1999", "sampling.temperature=0.9"):
+        assert digest([f"stages.zero.{other}"]) != base, other
+    assert digest(["name=other"]) == base
+
+
+def test_too_many_toy_problems_are_refused():
+    source = (
+        load_recipe(
+            ROOT / "configs/quickstart.yaml",
+            ["shared.problems={source: toy, count: 500, operations_min: 1, operations_max: 1}"],
+        )
+        .stages["zero"]
+        .problems
+    )
+    with pytest.raises(UserError, match="different toy problems"):
+        load_problems(source, "problems")
+
+
+def test_the_schema_knows_every_kind():
+    schema = recipe_schema()
+    kinds = {
+        schema["$defs"][ref["$ref"].rsplit("/", 1)[1]]["properties"]["kind"]["const"]
+        for ref in schema["properties"]["stages"]["additionalProperties"]["oneOf"]
+    }
+    assert {"toy_base", "model", "rl", "curate", "sft", "evaluate", "summary"} <= kinds
+    assert "description" in schema["$defs"]["stage_rl"]["properties"]["lr"]
