@@ -107,7 +107,7 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
         if tracking is not None:
             endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
             results = record.results()
-            tracking.finish(endings.get(status, "FAILED"), results)
+            tracking.finish(endings.get(status, "FAILED"), results, record.remarks())
             record.update(models=results, mlflow={**record.content["mlflow"], **_ids(tracking)})
         record.update(status=status, error=said)
         progress.close()

@@ -58,6 +58,7 @@ class RunRecord:
                         "fingerprint": None,
                         "seconds": None,
                         "mlflow_run_id": None,
+                        "remarks": [],
                     }
                     for name, config in recipe.stages.items()
                 },
@@ -119,12 +120,18 @@ class RunRecord:
                 found |= {label if label not in found else f"{name}/{label}": row for label, row in models.items()}
         return found
 
+    def remarks(self) -> list[str]:
+        """What the stages want said wherever their results are shown."""
+        return [f"{name}: {text}" for name, stage in self.stages.items() for text in stage["remarks"]]
+
     def report(self) -> Path | None:
         """The run's page if it has one, otherwise the newest report among its stages."""
         page = self.folder.path / "report.html"
         if page.exists():
             return page
-        reports = [Path(s["folder"]) / "report" for s in self.stages.values() if s["status"] in ("done", "reused")]
+        # The summary's report comes last of all, whatever was run after it.
+        ordered = sorted(self.stages.values(), key=lambda stage: stage["kind"] == "summary")
+        reports = [Path(s["folder"]) / "report" for s in ordered if s["status"] in ("done", "reused")]
         existing = [path for path in reports if path.is_dir()]
         return existing[-1] if existing else None
 

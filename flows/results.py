@@ -41,6 +41,7 @@ def run_document(record: "RunRecord") -> dict[str, Any]:
         "stages": [{"stage": name, **{key: stage[key] for key in facts}} for name, stage in record.stages.items()],
         "mlflow": {key: content["mlflow"][key] for key in ("tracking_uri", "experiment", "parent_run_id")},
         "report": str(report) if report else None,
+        "remarks": record.remarks(),
     }
     if content["error"]:
         names = {name: status for status, name in STATUS_NAMES.items()}
@@ -104,8 +105,8 @@ def _number(value: float | None) -> str:
 
 
 def where_to_look(record: "RunRecord") -> str:
-    """The last lines of a run: its report, its curves."""
-    uri, lines = record.content["mlflow"]["tracking_uri"], []
+    """The last lines of a run: what has to be known of its results, its report, its curves."""
+    uri, lines = record.content["mlflow"]["tracking_uri"], record.remarks()
     if report := record.report():
         lines.append(f"report: {report}")
     if uri and uri.startswith(("http://", "https://")):

@@ -142,7 +142,8 @@ def _reuse(work: Work, name: str, folder: StageFolder, manifest: Manifest) -> No
     tracked.start()
     tracked.finish("FINISHED", manifest)
     status = "done" if own else "reused"
-    work.record.stage(name, status=status, seconds=manifest.wall_seconds, mlflow_run_id=tracked.run_id or None)
+    facts = {"seconds": manifest.wall_seconds, "mlflow_run_id": tracked.run_id or None, "remarks": manifest.remarks}
+    work.record.stage(name, status=status, **facts)
     work.progress.end(name, "finished before, reused", None)
 
 
@@ -163,7 +164,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) ->
         status = {"FINISHED": "done", "FAILED": "failed", "KILLED": "interrupted"}[ending]
         seconds = manifest.wall_seconds if manifest else None
         work.progress.end(name, status, seconds)
-        work.record.stage(name, status=status, seconds=seconds)
+        work.record.stage(name, status=status, seconds=seconds, remarks=manifest.remarks if manifest else [])
         tracked.finish(ending, manifest)
         work.record.stage(name, mlflow_run_id=tracked.run_id or None)
     return manifest

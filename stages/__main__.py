@@ -95,6 +95,7 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result
             kind.output,
             metrics=result.metrics,
             notes=result.notes,
+            remarks=result.remarks,
             tokens=result.tokens,
             wall_seconds=round(seconds, 3),
             device_seconds=round(seconds * world_size, 3),

@@ -86,7 +86,7 @@ def run(context: StageContext[CurateConfig]) -> Result:
     with whole_folder(context.folder.output("dataset")) as folder:
         _write(folder / "train.parquet", kept, config, context.input_digests["sampler"])
         write_json(folder / "report.json", report)
-    return Result(metrics=metrics, notes={"failed_first": counts, "problems_refused": source.refused}, tokens=tokens)
+    return Result(metrics=metrics, notes={"failed_first": counts}, remarks=source.remarks("problems"), tokens=tokens)
 
 
 def _sampled(context: StageContext[CurateConfig], problems: list[Problem]) -> list[Group]:

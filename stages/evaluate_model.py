@@ -11,7 +11,7 @@ from typing import Literal
 from stages.evals.settings import EvaluationConfig
 from stages.evals.statistics import mean
 from stages.problems.episode import Group
-from stages.problems.sources import load_problems
+from stages.problems.sources import load_problem_set
 from stages.rewards.score import score
 from stages.store.config import ModelRef
 from stages.store.files import whole_folder, write_json
@@ -70,7 +70,8 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     from stages.rollout.torch_engine import load_rollout
 
     config, folder = context.config, context.folder
-    problems = {problem.id: problem for problem in load_problems(config.held_out, "held_out")}
+    source = load_problem_set(config.held_out, "held_out")
+    problems = {problem.id: problem for problem in source.problems}
     hooks = Hooks(
         score=lambda groups: score(config.rewards, [episode for group in groups for episode in group.episodes]),
         check_stop=context.stop.check,
@@ -90,7 +91,7 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     with whole_folder(folder.output("report")) as report:
         write_json(report / "metrics.json", evaluation.metrics)
         write_json(report / "problems.json", evaluation.problems)
-    return Result(metrics=evaluation.metrics, tokens=progress.tokens)
+    return Result(metrics=evaluation.metrics, remarks=source.remarks("held_out"), tokens=progress.tokens)
 
 
 KIND = StageKind(name="evaluate_model", version=1, config=EvaluateModelConfig, output="report", run=run)

@@ -59,10 +59,12 @@ def run(context: StageContext[ModelConfig]) -> Result:
 
     config = context.config
     dtype = getattr(torch, config.dtype)
-    notes: dict[str, Any] = {"note": config.note} if config.note else {}
+    notes: dict[str, Any] = {}
+    remarks = [config.note] if config.note else []
     if config.dtype == "bfloat16" and not torch.cuda.is_available() and not _cpu_has_bf16():
-        notes["warning"] = "bfloat16 on a CPU without AVX-512 BF16 or AMX runs hundreds of times slower than float32"
-        print(f"warning: {notes['warning']}; set `dtype: float32`", file=sys.stderr)
+        slow = "bfloat16 on a CPU without AVX-512 BF16 or AMX runs hundreds of times slower than float32"
+        remarks.append(f"warning: {slow}; set `dtype: float32`")
+        print(remarks[-1], file=sys.stderr)
     output = context.folder.output("model")
     file = _gguf_file(config)
     if file is not None:
@@ -74,7 +76,7 @@ def run(context: StageContext[ModelConfig]) -> Result:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _check_loads_back(folder, model, tokenizer, dtype)
-    return Result(metrics={"parameters": float(model.num_parameters())}, notes=notes)
+    return Result(metrics={"parameters": float(model.num_parameters())}, notes=notes, remarks=remarks)
 
 
 def _gguf_file(config: ModelConfig) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from stages.grpo.settings import GRPO
-from stages.problems.sources import ProblemSource, load_problems
+from stages.problems.sources import ProblemSource, load_problem_set
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
@@ -51,13 +51,15 @@ def run(context: StageContext[RLConfig]) -> Result:
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
 
     config = context.config
-    problems = load_problems(config.problems, "problems")
-    held_out = load_problems(config.held_out, "held_out")
+    problems = load_problem_set(config.problems, "problems")
+    held_out = load_problem_set(config.held_out, "held_out")
     folder = context.inputs["policy"]
     tokenizer = load_tokenizer(folder)
     engine = Engine(load_model(folder), config, config.deepspeed, pick_device(config.compute.device))
     reference = load_model(folder) if config.kl > 0 else None
-    return Trainer(context, engine, tokenizer, problems, held_out, reference).run()
+    result = Trainer(context, engine, tokenizer, problems.problems, held_out.problems, reference).run()
+    result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
+    return result
 
 
 KIND = StageKind(name="rl", version=1, config=RLConfig, output="model", run=run, distributed=True)

@@ -83,9 +83,13 @@ class Trainer:
                 "best_step": float(self.selection.best_step),
                 "best_reward": self.selection.best_reward,
             },
-            notes={"early_stop": f"collapsed at step {step}"} if self.selection.stop(config.collapse) else {},
+            remarks=[self._collapse(step)] if self.selection.stop(config.collapse) else [],
             tokens=self.tokens,
         )
+
+    def _collapse(self, step: int) -> str:
+        best = f"step {self.selection.best_step} (reward {self.selection.best_reward:.3f})"
+        return f"stopped at step {step}: the policy collapsed; its best was {best}"
 
     def rollout(self) -> TorchRollout:
         """The sampler, with the weights of now."""

@@ -76,6 +76,11 @@ class ProblemSet:
     refused: dict[str, int] = field(default_factory=dict)
     """Reason -> number of rows, such as `{"not JSON": 2, "question asked before": 1}`."""
 
+    def remarks(self, where: str) -> list[str]:
+        """What to tell of the rows left out, if any were."""
+        counts = ", ".join(f"{number} × {reason}" for reason, number in self.refused.items())
+        return [f"{where}: {sum(self.refused.values())} rows left out ({counts})"] if counts else []
+
 
 def load_problems(source: ProblemSource, where: str) -> list[Problem]:
     """The problems of a source, in their order; see `load_problem_set`."""

@@ -55,6 +55,8 @@ class Manifest(BaseModel):
     files: dict[str, dict[str, Any]]
     metrics: dict[str, float]
     notes: dict[str, Any]
+    remarks: list[str] = []
+    """Sentences to be shown wherever the stage's results are."""
     tokens: int
     wall_seconds: float
     """Wall time over all attempts."""

@@ -42,6 +42,8 @@ class Result:
     """Headline metrics: they go into the manifest and to MLflow."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Anything else worth keeping: why it stopped early, which checkpoint was chosen, rows refused."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences to be shown wherever the stage's results are: rows left out, an early stop, what the model really is."""
     tokens: int = 0
     """Tokens sampled or trained on."""
 

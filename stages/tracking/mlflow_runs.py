@@ -7,6 +7,7 @@ stage is next reused.
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,8 +109,8 @@ class PipelineTracking:
         except AWAY as error:
             logger.warning("%s did not reach MLflow (%s)", path.name, reason(error))
 
-    def finish(self, status: Status, results: dict[str, dict[str, float]]) -> None:
-        """End the parent run with the headline results per model (`eval/<model>/<metric>`)."""
+    def finish(self, status: Status, results: dict[str, dict[str, float]], remarks: Sequence[str] = ()) -> None:
+        """End the parent run with the headline results per model (`eval/<model>/<metric>`); remarks are its description."""
         now = time.time_ns() // 1_000_000
         values = {
             metric_name(f"eval/{model}/{key}"): float(value)
@@ -122,6 +123,8 @@ class PipelineTracking:
             known = client.get_run(self.parent_run_id).data.metrics
             new = [Metric(key, value, now, 0) for key, value in values.items() if known.get(key) != value]
             client.log_batch(self.parent_run_id, metrics=new)
+            if remarks:
+                client.set_tag(self.parent_run_id, "mlflow.note.content", "\n\n".join(remarks))
             client.set_terminated(self.parent_run_id, status)
         except AWAY as error:
             logger.warning("the results did not reach MLflow (%s); `r1 resume` sends them", reason(error))

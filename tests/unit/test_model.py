@@ -48,7 +48,7 @@ def test_a_folder_becomes_a_model_folder_with_the_same_weights(tiny, tmp_path):
         "model.safetensors",
         "tokenizer.json",
     }
-    assert result.notes == {"note": "a note"} and result.metrics["parameters"] == sum(v.numel() for v in before.values())
+    assert result.remarks == ["a note"] and result.metrics["parameters"] == sum(v.numel() for v in before.values())
 
 
 def test_bfloat16_is_saved_and_warned_of(tiny, tmp_path, capsys, monkeypatch):
@@ -56,7 +56,7 @@ def test_bfloat16_is_saved_and_warned_of(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = make(tmp_path / "stage", path=str(tiny), dtype="bfloat16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "stage" / "model", dtype="auto").dtype is torch.bfloat16
-    assert "bfloat16" in result.notes["warning"] and "warning: bfloat16" in capsys.readouterr().err
+    assert "bfloat16" in result.remarks[0] and "warning: bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""A stage that is stopped and started again computes the same bits as one that is not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.problems.toy import save_toy_tokenizer
+from stages.recipe import load_recipe
+from stages.store.files import digest_files
+from stages.tracking.journal import read
+from tests.conftest import ROOT, tiny_llama
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that speaks the toy's language."""
+    folder = tmp_path_factory.mktemp("base")
+    save_toy_tokenizer(folder)
+    tiny_llama().float().save_pretrained(folder)
+    return folder
+
+
+def prepare(folder: Path, name: str, inputs: dict[str, Path], overrides: list[str]) -> Path:
+    config = load_recipe(ROOT / "tests/pipeline/tiny.yaml", overrides).stages[name]
+    folder.mkdir(parents=True)
+    record = {
+        "kind": config.kind,
+        "version": 1,
+        "fingerprint": "0" * 64,
+        "config": config.model_dump(mode="json"),
+        "inputs": {role: {"digest": "0", "path": str(path)} for role, path in inputs.items()},
+    }
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:
+    until = time.monotonic() + 120
+    while len(read(folder / "journal.jsonl")) < count:
+        assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What has to be the same: weights, rollouts, and every metric that is not a time."""
+    rollouts = digest_files(folder / "rollouts") if (folder / "rollouts").exists() else {}
+    curves = [
+        (x.step, {k: v for k, v in x.metrics.items() if not k.startswith("time/")}) for x in read(folder / "journal.jsonl")
+    ]
+    return {"model": digest_files(folder / "model"), "rollouts": rollouts, "curves": curves}
+
+
+OVERRIDES = {
+    # A KL term brings the reference in; minibatches the old log-probabilities; the best step is not always the last.
+    "zero": [
+        f"stages.zero.steps={STEPS}",
+        "stages.zero.checkpoints.every=3",
+        "stages.zero.evaluation.every=1",
+        "stages.zero.kl=0.01",
+        "stages.zero.minibatches=2",
+        "stages.zero.lr=1e-2",
+    ],
+    "base": [f"stages.base.steps={STEPS}", "stages.base.checkpoints.every=3"],
+}
+
+
+@pytest.mark.parametrize("name", ["zero", "base"])
+def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, name: str) -> None:
+    inputs = {"policy": base} if name == "zero" else {}
+    whole = prepare(tmp_path / "whole", name, inputs, OVERRIDES[name])
+    cut = prepare(tmp_path / "cut", name, inputs, OVERRIDES[name])
+
+    process = start(whole)
+    assert process.wait(timeout=200) == 0, (whole / "log.txt").read_text()[-2000:]
+
+    process = start(cut)
+    wait_for_steps(cut, process, 5)  # after a checkpoint, between two
+    process.kill()
+    process.wait()
+    process = start(cut)
+    wait_for_steps(cut, process, 7)
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=20)
+    if len(read(cut / "journal.jsonl")) < STEPS:  # else it was as good as done when the signal came
+        assert status == 75
+        process = start(cut)
+        assert process.wait(timeout=200) == 0, (cut / "log.txt").read_text()[-2000:]
+
+    assert [x.step for x in read(cut / "journal.jsonl")] == list(range(1, STEPS + 1))
+    assert results(cut) == results(whole)
+    digests = [json.loads((folder / "manifest.json").read_text())["digest"] for folder in (cut, whole)]
+    assert digests[0] == digests[1]
+
+
+def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path: Path, base: Path) -> None:
+    folder = prepare(tmp_path / "stage", "zero", {"policy": base}, [*OVERRIDES["zero"], "stages.zero.checkpoints.every=2"])
+    process = start(folder)
+    wait_for_steps(folder, process, 6)
+    process.kill()
+    process.wait()
+    newest = max((folder / "checkpoints").glob("step-*"))
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    process = start(folder)
+    assert process.wait(timeout=200) == 0
+    assert f"{newest.name} is passed over" in (folder / "log.txt").read_text()
+    assert [x.step for x in read(folder / "journal.jsonl")] == list(range(1, STEPS + 1))

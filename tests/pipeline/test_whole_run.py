@@ -1,0 +1,124 @@
+"""The whole recipe as a user meets it, in the small: killed in the middle, resumed, run again, compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from stages.tracking.journal import read
+from tests.conftest import ROOT
+from tests.pipeline.conftest import environment, r1
+
+TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
+MODELS = ["base", "zero", "cold_start", "reasoning"]
+
+
+def kill_tree_when(process: subprocess.Popen[bytes], ready: Any) -> None:
+    """SIGKILL the process and everything that came from it, at once, as soon as `ready()`."""
+    until = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    for member in [psutil.Process(process.pid), *tree]:
+        member.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run whose process tree was killed in the middle of R1-Zero, and what `r1 resume` made of it."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    # More steps than elsewhere, so that there is a middle; a checkpoint every second one.
+    overrides = [f"runs={runs}", "stages.zero.steps=40"]
+    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), *(x for o in overrides for x in ("--set", o))]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def in_the_middle() -> bool:
+        journals = list(runs.glob("stages/rl-*/journal.jsonl"))
+        return bool(journals) and len(read(journals[0])) >= 5
+
+    try:
+        kill_tree_when(process, in_the_middle)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    (base,) = runs.glob("stages/toy_base-*/manifest.json")
+    before = (base.stat().st_mtime_ns, base.read_bytes())
+    killed = json.loads(r1("status", "latest", "--runs", runs, "--json").stdout)
+    done = r1("resume", "latest", "--runs", runs, "--json", timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (base.stat().st_mtime_ns, base.read_bytes()) == before, "a finished stage was touched"
+    return {"runs": runs, "killed": killed, "document": json.loads(done.stdout), "overrides": overrides}
+
+
+def test_a_killed_run_is_resumed_to_its_end(run: dict[str, Any]) -> None:
+    assert run["killed"]["status"] != "done"
+    document = run["document"]
+    assert document["status"] == "done"
+    assert list(document["models"]) == MODELS
+    for row in document["models"].values():
+        assert (row["problems"], row["samples"]) == (12, 2)
+        assert 0 <= row["accuracy"] <= 1
+        keys = {"accuracy", "accuracy_stderr", "cons_at_k", "mean_length", "format", "language", "truncated"}
+        assert keys <= row.keys()
+    assert {s["status"] for s in document["stages"]} == {"done"}
+    assert Path(document["report"]).exists()
+    assert json.loads(Path(document["report"], "summary.json").read_text())["models"].keys() == set(MODELS)
+
+
+def test_the_resumed_stage_went_on_from_its_checkpoint(run: dict[str, Any]) -> None:
+    (zero,) = (s for s in run["document"]["stages"] if s["stage"] == "zero")
+    folder = Path(zero["folder"])
+    assert [line.step for line in read(folder / "journal.jsonl")] == list(range(1, 41))
+    assert sorted(p.name for p in (folder / "attempts").iterdir()) == ["1", "2"]
+    # Checkpoints are written every second step and the fifth was seen, so the first four were not taken again.
+    written = {p.stem: p.stat().st_mtime for p in (folder / "rollouts").glob("step-*.parquet")}
+    second_attempt = (folder / "attempts" / "2" / "log.txt").stat().st_ctime
+    started = min(p.stat().st_mtime for p in (folder / "attempts" / "2").iterdir())
+    assert written["step-000004"] < min(started, second_attempt)
+    assert written["step-000040"] > written["step-000004"]
+
+
+def test_curves_in_mlflow_have_no_gap_and_no_repetition(run: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    facts = run["document"]["mlflow"]
+    client = MlflowClient(facts["tracking_uri"])
+    parent = client.get_run(facts["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{facts['parent_run_id']}'", max_results=100
+    )
+    assert sorted(c.data.tags["stage"] for c in children) == sorted(s["stage"] for s in run["document"]["stages"])
+    assert {c.info.status for c in children} == {"FINISHED"}
+    (zero,) = (c for c in children if c.data.tags["stage"] == "zero")
+    for metric in ("reward/total", "train/loss", "rollout/length"):
+        assert [point.step for point in client.get_metric_history(zero.info.run_id, metric)] == list(range(1, 41))
+    accuracy = parent.data.metrics["eval/reasoning/accuracy"]
+    assert accuracy == run["document"]["models"]["reasoning"]["accuracy"]
+
+
+def test_again_everything_is_reused_and_another_evaluation_runs_alone(run: dict[str, Any]) -> None:
+    command = ["run", TINY, "--json", *(x for o in run["overrides"] for x in ("--set", o))]
+    again = r1(*command, "--set", "stages.evaluation.samples=1")
+    assert again.returncode == 0, again.stderr[-3000:]
+    document = json.loads(again.stdout)
+    status = {s["stage"]: s["status"] for s in document["stages"]}
+    assert {name for name, how in status.items() if how == "reused"} == {*MODELS, "cold_start_data"}
+    assert {name for name, how in status.items() if how == "done"} == {"evaluation", *(f"evaluation.{m}" for m in MODELS)}
+
+    names = [run["document"]["run"], document["run"]]
+    compared = json.loads(r1("compare", *names, "--runs", run["runs"], "--json").stdout)
+    assert compared["runs"] == names
+    assert [key for key in compared["params"] if key.startswith("evaluation")] == list(compared["params"])
+    assert compared["metrics"]["zero"]["samples"] == {names[0]: 2, names[1]: 1}
