@@ -12,7 +12,20 @@ from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
 from tests.conftest import ROOT, tiny_llama
 
-CASES = ["zero0:48:1", "zero1:48:1", "zero2:48:1", "zero3:48:1", "zero2:1000:1", "zero0:48:3", "zero2:48:3", "zero3:48:3"]
+# ZeRO stage : tokens of a row : tokens of a micro-batch : minibatches : groups.
+# Rows of 24 tokens give the ranks unequal numbers of micro-batches; one group in one row leaves the second rank without any.
+CASES = [
+    "zero0:24:48:1:5",
+    "zero1:24:48:1:5",
+    "zero2:24:48:1:5",
+    "zero3:24:48:1:5",
+    "zero2:24:1000:1:5",
+    "zero0:24:48:3:5",
+    "zero2:24:48:3:5",
+    "zero3:24:48:3:5",
+    "zero2:200:1000:1:1",
+    "zero3:200:1000:1:1",
+]
 
 
 def recorded_groups():
@@ -62,13 +75,13 @@ def run(folder, processes, cases):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     write_groups(folder / "groups.parquet", recorded_groups())
-    return {1: run(folder, 1, ["zero0:100000:1", "zero0:100000:3"]), 2: run(folder, 2, CASES)}
+    return {1: run(folder, 1, ["zero0:8:99999:1:5", "zero0:8:99999:3:5", "zero0:8:99999:1:1"]), 2: run(folder, 2, CASES)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_zero_stage_makes_the_same_update(results, case):
     start = torch.cat([p.detach().flatten() for p in tiny_llama().float().parameters()])
-    reference = results[1][f"zero0:100000:{case.rsplit(':', 1)[1]}"]
+    reference = results[1][f"zero0:8:99999:{':'.join(case.split(':')[3:])}"]
     found = results[2][case]
     moved = torch.linalg.norm(reference["weights"] - start)
     assert moved > 0.01
@@ -80,6 +93,6 @@ def test_every_zero_stage_makes_the_same_update(results, case):
 
 
 def test_minibatches_after_the_first_are_off_policy(results):
-    ratios_clipped = [s["clipped_low"] + s["clipped_high"] for s in results[2]["zero2:48:3"]["stats"]]
+    ratios_clipped = [s["clipped_low"] + s["clipped_high"] for s in results[2]["zero2:24:48:3:5"]["stats"]]
     assert ratios_clipped[0] == 0
     assert max(ratios_clipped) > 0

@@ -18,15 +18,15 @@ from tests.conftest import tiny_llama
 
 
 def main() -> None:
-    groups, output = read_groups(Path(sys.argv[1])), Path(sys.argv[2])
+    recorded, output = read_groups(Path(sys.argv[1])), Path(sys.argv[2])
     for case in sys.argv[3:]:
-        zero, micro, minibatches = case.split(":")
-        # 24 tokens a row and few rows a micro-batch: ranks have unequal numbers of micro-batches.
+        zero, row, micro, minibatches, count = case.split(":")
+        groups = recorded[: int(count)]
         settings = GRPO(
             lr=1e-3,
             kl=0.05,
             minibatches=int(minibatches),
-            packing={"row_tokens": 24, "micro_tokens": int(micro)},
+            packing={"row_tokens": int(row), "micro_tokens": int(micro)},
             deepspeed=zero,
         )
         engine = Engine(tiny_llama().float(), settings, zero, "cpu")
