@@ -7,6 +7,7 @@ statuses; the manifest, written last, is the only proof of success.
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from stages.kinds import stage_kind
 from stages.store.errors import ExitStatus, Interrupted, UserError
-from stages.store.files import read_json, write_json
+from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
 from stages.store.stage import Result, StageContext, StopRequest
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     _end_with_parent()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = StageFolder(options.folder.absolute())
+    if not folder.config.is_file():
+        print(f"{folder.config}: no such file; name the folder of a stage that `r1 run` has prepared", file=sys.stderr)
+        return int(ExitStatus.MISTAKE)
     attempt = options.attempt or (folder.new_attempt() if rank == 0 else folder.attempts)
     status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
     try:
@@ -70,10 +74,19 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result
         record = StageRecord.model_validate(read_json(folder.config))
     except (OSError, ValueError, ValidationError) as error:
         raise UserError("cannot be read as a stage's config", where=str(folder.config)) from error
-    kind = stage_kind(record.kind)
-    config = kind.config.model_validate(record.config)
+    kind = stage_kind(record.kind, str(folder.config))
+    if record.version != kind.version:
+        what = f"prepared for version {record.version} of `{kind.name}`, this is version {kind.version}"
+        raise UserError(what, where=str(folder.config), mend="start it again with `r1 run`")
+    try:
+        config = kind.config.model_validate(record.config)
+    except ValidationError as error:
+        first = str(error.errors()[0]["msg"])
+        raise UserError(f"not a config of `{kind.name}` ({first})", where=str(folder.config), mend="use `r1 run`") from error
     if world_size > 1 and not kind.distributed:
         raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
+    if rank == 0:
+        _sweep(folder)
     stop = StopRequest()
     with contextlib.suppress(ValueError):  # signals can be listened to in the main thread only (tests use others)
         stop.listen()
@@ -101,6 +114,13 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result
             device_seconds=round(seconds * world_size, 3),
         )
     return result
+
+
+def _sweep(folder: StageFolder) -> None:
+    """Remove what a killed attempt had not finished writing. The pipeline holds the folder's lock."""
+    for place in (folder.path, folder.checkpoints, folder.rollouts, folder.path / "best"):
+        for left in place.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _earlier_seconds(folder: StageFolder) -> float:

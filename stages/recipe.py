@@ -90,6 +90,9 @@ def resolve(document: dict[str, Any], origins: Origins | None = None) -> Resolve
         shared_used |= recipe.shared.keys() & fields.keys()
         merged = {key: value for key, value in recipe.shared.items() if key in fields}
         config = _validated(kind.config, _merge(merged, section), ("stages", name), origins)
+        if config.compute.processes > 1 and not kind.distributed:
+            where = _where(("stages", name, "compute", "processes"), origins)
+            raise UserError(f"a stage of kind `{kind.name}` runs in one process", where=where, mend="set it to 1")
         resolved_sections[name] = config.model_dump(mode="json")
         expanded = kind.expand(name, config) if kind.expand else {name: config}
         stages.update(expanded)
@@ -134,7 +137,10 @@ def _read_merged(path: Path, origins: Origins, seen: tuple[Path, ...]) -> dict[s
         raise UserError("not a mapping of keys to values", where=str(path), mend="start from configs/quickstart.yaml")
     parents = document.pop("extends", [])
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError("`extends` is neither a file nor a list of files", where=f"{path}: extends", mend="name YAML files")
+    for parent in parents:
         merged = _merge(merged, _read_merged(path.parent / parent, origins, (*seen, path.resolve())))
     for key_path in _paths(document):
         origins[key_path] = str(path)
@@ -185,6 +191,9 @@ def _paths(document: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 def _where(path: tuple[str, ...], origins: Origins) -> str:
     """File and dotted key; the file is the one that set the key, or the nearest section above it."""
+    own = any(known[: len(path[:3])] == path[:3] for known in origins)
+    if path[:1] == ("stages",) and len(path) > 2 and not own and ("shared", path[2]) in origins:
+        path = ("shared", *path[2:])  # the stage has it from there
     dotted = ".".join(path)
     for end in range(len(path), -1, -1):
         if path[:end] in origins:

@@ -14,6 +14,7 @@ from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.store.config import ModelRef, StageConfig
+from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
 
 
@@ -53,12 +54,18 @@ def run(context: StageContext[RLConfig]) -> Result:
     config = context.config
     problems = load_problem_set(config.problems, "problems")
     held_out = load_problem_set(config.held_out, "held_out")
+    kept_back = {problem.question for problem in held_out.problems}
+    trained = [problem for problem in problems.problems if problem.question not in kept_back]
+    if not trained:
+        raise UserError("every problem is held out", where="problems", mend="train on others than `held_out`")
     folder = context.inputs["policy"]
     tokenizer = load_tokenizer(folder)
     engine = Engine(load_model(folder), config, config.deepspeed, pick_device(config.compute.device))
     reference = load_model(folder) if config.kl > 0 else None
-    result = Trainer(context, engine, tokenizer, problems.problems, held_out.problems, reference).run()
+    result = Trainer(context, engine, tokenizer, trained, held_out.problems, reference).run()
     result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
+    if both := len(problems.problems) - len(trained):
+        result.remarks.append(f"problems: {both} not trained on, because they are held out")
     return result
 
 

@@ -51,13 +51,15 @@ def run(context: StageContext[SFTConfig]) -> Result:
     tokenizer = load_tokenizer(context.inputs["model"])
     model = load_model(context.inputs["model"])
     end = tokenizer.eos_token_id
+    if end is None:
+        mend = "set eos_token in its tokenizer_config.json"
+        raise UserError("the tokenizer has no end token, so no answer would end", where=str(context.inputs["model"]), mend=mend)
     documents = [
         Text(tokenizer(row["prompt"]).input_ids, [*tokenizer(row["completion"], add_special_tokens=False).input_ids, end])
         for row in rows
     ]
-    steps = -(-config.epochs * len(documents) // config.batch)
     engine = Engine(model, config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, documents, steps, config)
+    metrics = train(context, engine, tokenizer, documents, config.epochs * len(documents), config)
     tokens = config.epochs * sum(len(d.prompt) + len(d.completion) for d in documents)
     return Result(metrics=metrics | {"documents": float(len(documents))}, tokens=tokens)
 

@@ -4,9 +4,9 @@ It stands for DeepSeek-V3-Base in the quickstart: it can reason step by step, se
 mostly answers at once and wrongly. It departs from the paper in everything but that role.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.engine.settings import DeepSpeedName
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, ToyDocuments, save_toy_tokenizer, toy_documents
@@ -42,6 +42,12 @@ class ToyBaseConfig(StageConfig, Supervised):
     """Documents of a step."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden ({self.hidden}) must be divisible by twice the heads ({self.heads})")
+        return self
 
 
 def run(context: StageContext[ToyBaseConfig]) -> Result:
@@ -85,7 +91,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
         prompt = [table[symbol] for symbol in question]
         documents.append(Text(prompt, [*tokenizer(text).input_ids, end]))
     engine = Engine(model, config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, documents, config.steps, config)
+    metrics = train(context, engine, tokenizer, documents, count, config)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(d.prompt) + len(d.completion) for d in documents)
     return Result(metrics=metrics | {"parameters": float(parameters)}, tokens=tokens)

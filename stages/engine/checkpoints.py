@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.engine import ranks
+from stages.store.errors import UserError
 from stages.store.files import TEMPORARY, digest_file, files_below, publish_folder, read_json, write_json
 
 COMPLETE = "COMPLETE"
@@ -19,10 +20,20 @@ def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write(folder: Path, step: int, state: dict[str, Any], save: Callable[[Path], None], *, main: bool, keep: int) -> None:
+def write(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    save: Callable[[Path], None],
+    layout: dict[str, Any],
+    *,
+    main: bool,
+    keep: int,
+) -> None:
     """Write the checkpoint of `step` finished steps. Every rank calls it; `save` writes the rank's part into a folder.
 
-    state: JSON values beside the engine's (counters, best step). All but the newest `keep` checkpoints are removed.
+    state: JSON values beside the engine's (counters, best step); layout: how the engine's part is laid out, the engine's
+    `layout`. All but the newest `keep` checkpoints are removed.
     """
     temporary = folder / f"{TEMPORARY}{_name(step)}"
     if main:
@@ -32,7 +43,7 @@ def write(folder: Path, step: int, state: dict[str, Any], save: Callable[[Path],
     save(temporary)
     ranks.barrier()
     if main:
-        write_json(temporary / "state.json", {"step": step, **state})
+        write_json(temporary / "state.json", {"step": step, "layout": layout, **state})
         whole = {f.relative_to(temporary).as_posix(): [digest_file(f), f.stat().st_size] for f in files_below(temporary)}
         write_json(temporary / COMPLETE, whole)
         publish_folder(temporary, folder / _name(step))
@@ -75,11 +86,33 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def restore(folder: Path, load: Callable[[Path], None], *, main: bool) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint and return its state; None when there is none. Every rank calls it."""
-    chosen = ranks.gather(newest_whole(folder) if main else None)[0]
+def restore(folder: Path, load: Callable[[Path], None], layout: dict[str, Any], *, main: bool) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint and return its state; None when there is none. Every rank calls it.
+
+    Raises UserError when it was written under another ZeRO stage or number of ranks.
+    """
+    chosen = ranks.gather(_chosen(folder) if main else None)[0]
     if chosen is None:
         return None
-    load(chosen)
     state: dict[str, Any] = read_json(chosen / "state.json")
+    if state["layout"] != layout:
+        # Converting between layouts is possible for some of them; loading one as another is not.
+        was, now = (f"{given['zero']} on {given['ranks']} processes" for given in (state["layout"], layout))
+        raise UserError(
+            f"the checkpoint was written under {was}; it cannot go on under {now}",
+            where=str(chosen),
+            mend="set `deepspeed` and `compute.processes` back, or begin again with `--fresh STAGE`",
+        )
+    load(chosen)
     return state
+
+
+def _chosen(folder: Path) -> Path | None:
+    """The newest whole checkpoint; newer, broken ones are set aside so that they are never counted as kept ones."""
+    chosen = newest_whole(folder)
+    for step in steps(folder):
+        path = folder / _name(step)
+        if chosen is None or path.name > chosen.name:
+            shutil.rmtree(folder / f"broken-{path.name}", ignore_errors=True)
+            path.rename(folder / f"broken-{path.name}")
+    return chosen

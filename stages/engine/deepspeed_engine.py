@@ -3,7 +3,7 @@
 What DeepSpeed does that one has to know: `backward` divides by the configured accumulation and averages over ranks, so here the
 accumulation is 1, the boundary is set by hand, and a loss is multiplied by the number of ranks; the caller's loss is already
 divided by the *global* count, so the gradient is the same for every cut into micro-batches and ranks. Every rank must make the
-same number of `accumulate` calls: `equal_count` says how many.
+same passes: `equalise` sees to it.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
-from stages.engine.scorer import TokenScorer
+from stages.engine.rows import Rows, Text, batch_rows, pad_rows
+from stages.engine.scorer import TokenScorer, chunks_for
 from stages.engine.settings import Optimizer, deepspeed_settings
 
 # DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
@@ -61,6 +62,11 @@ class Engine:
         self._copy: nn.Module | None = None
 
     @property
+    def layout(self) -> dict[str, Any]:
+        """How a checkpoint's files are cut: DeepSpeed loads them only into the same."""
+        return {"zero": f"ZeRO-{self.zero_stage}", "ranks": self.world_size}
+
+    @property
     def model(self) -> Any:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
@@ -70,9 +76,17 @@ class Engine:
         scored: tuple[Tensor, Tensor] = self.engine(*arguments)
         return scored
 
-    def equal_count(self, mine: int) -> int:
-        """The largest number of micro-batches any rank has; ranks with fewer add micro-batches of weight zero."""
-        return max(ranks.gather(mine))
+    def equalise(self, mine: list[Rows], filler: Sequence[Text]) -> list[Rows]:
+        """The micro-batches of this rank, filled up with weightless ones, so that all ranks make the same passes.
+
+        The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any one text.
+        """
+        counts = ranks.gather([chunks_for(len(rows.targets)) for rows in mine])
+        needed = max(map(len, counts))
+        filled = mine + [batch_rows(pad_rows(filler)) for _ in range(needed - len(mine))]
+        for index, rows in enumerate(filled):
+            rows.chunks = max(c[index] for c in counts if index < len(c))
+        return filled
 
     def accumulate(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         """Add the gradients of losses, each already divided by the global count and computed just before its backward."""

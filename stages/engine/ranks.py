@@ -1,5 +1,6 @@
 """Ranks: the process group, and what all ranks must agree on. A run of one process is a group of one."""
 
+import datetime as dt
 import os
 from typing import Any, TypeVar
 
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
+PATIENCE = dt.timedelta(hours=2)
+"""How long a rank waits for another: ranks decode unequally long, and rank 0 writes and digests checkpoints alone."""
 
 
 def join(device: str) -> None:
@@ -15,8 +18,10 @@ def join(device: str) -> None:
     if dist.is_initialized():
         return
     backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":  # before the group is made: NCCL takes the current device for the objects it gathers
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if dist.is_torchelastic_launched():
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it

@@ -40,6 +40,8 @@ class Rows:
     """(N,) the token predicted."""
     owner: Tensor
     """(N,) number of the sequence the predicted token belongs to."""
+    chunks: int = 1
+    """Passes through the head. Ranks must agree on it: under ZeRO-3 every pass gathers the head's weights on all of them."""
 
     @property
     def size(self) -> int:
@@ -48,7 +50,8 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """The same rows on another device."""
-        return Rows(**{name: value.to(device) for name, value in vars(self).items()})
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Rows(**moved, chunks=self.chunks)
 
     def visible(self) -> Tensor:
         """(B, 1, T, T) whether the row's token i sees token j. An empty place sees itself, so that no row of it is empty."""

@@ -5,14 +5,22 @@ no array of tokens × vocabulary lives longer than its chunk. The logits are div
 trainer's log-probabilities are those of the distribution the sampler drew from.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stages.engine.rows import Rows
+from stages.store.errors import UserError
 
 CHUNK = 1024
-"""Predicted tokens per pass through the head (128 to 1024 were equally fast on a CPU)."""
+"""Most predicted tokens in a pass through the head (128 to 1024 were equally fast on a CPU)."""
+
+
+def chunks_for(predicted: int) -> int:
+    """Passes through the head for so many predicted tokens."""
+    return max(1, -(-predicted // CHUNK))
 
 
 class TokenScorer(nn.Module):
@@ -21,6 +29,16 @@ class TokenScorer(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        config: Any = model.config
+        # Other attention code adds the mask of packed rows as numbers: it would neither be causal nor part documents.
+        if config._attn_implementation != "sdpa":
+            raise UserError(
+                f"`{type(model).__name__}` runs {config._attn_implementation} attention; training needs sdpa",
+                where="model",
+                mend="take a model that transformers runs with scaled_dot_product_attention",
+            )
+        sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        self.longest = sliding or getattr(config, "max_position_embeddings", None)
         # A pad id may be a real token (SmolLM2: `<|im_end|>`). Nothing here is masked by id, so its row learns like any other;
         # with padding_idx set, its gradient would be dropped in silence.
         model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
@@ -29,7 +47,14 @@ class TokenScorer(nn.Module):
         """Log-probability and entropy of each predicted token.
 
         Returns two float32 tensors of shape (N,); entropy (in nats) carries no gradient.
+        Raises UserError for a text longer than the model's window (packed rows know no sliding windows).
         """
+        if self.longest is not None and int(rows.positions.max()) >= self.longest:
+            raise UserError(
+                f"a text of {int(rows.positions.max()) + 1} tokens is longer than the model's window of {self.longest}",
+                where="sampling.max_tokens",
+                mend="make it smaller",
+            )
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()  # type: ignore[operator]
         output = decoder(input_ids=rows.tokens, attention_mask=rows.visible(), position_ids=rows.positions, use_cache=False)
         hidden = output.last_hidden_state.flatten(0, 1)[rows.predictor]  # (N, hidden)
@@ -39,11 +64,10 @@ class TokenScorer(nn.Module):
             entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
             return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
 
-        if len(hidden) <= CHUNK or not torch.is_grad_enabled():
-            parts = [chunk(h, t) for h, t in zip(hidden.split(CHUNK), rows.targets.split(CHUNK), strict=True)]
+        # Ranks agreed on `chunks`; a rank with few tokens passes empty ones through.
+        pieces = zip(hidden.tensor_split(rows.chunks), rows.targets.tensor_split(rows.chunks), strict=True)
+        if rows.chunks == 1 or not torch.is_grad_enabled():
+            parts = [chunk(h, t) for h, t in pieces]
         else:
-            parts = [
-                checkpoint(chunk, h, t, use_reentrant=False)
-                for h, t in zip(hidden.split(CHUNK), rows.targets.split(CHUNK), strict=True)
-            ]
+            parts = [checkpoint(chunk, h, t, use_reentrant=False) for h, t in pieces]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

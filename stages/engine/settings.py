@@ -17,6 +17,10 @@ def _known(name: str) -> str:
     if not deepspeed_file(name).is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.json")))
         raise ValueError(f"no DeepSpeed settings `{name}`: known are {known}, or the path of a JSON file")
+    try:
+        deepspeed_settings(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
     return name
 
 
@@ -39,10 +43,15 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"not readable as JSON ({error})", where=str(path)) from error
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
+    if not isinstance(zero, dict):
+        raise UserError("not a mapping with a mapping `zero_optimization`", where=str(path), mend="see configs/deepspeed")
+    if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3):
         raise UserError(f"no ZeRO stage {stage}", where=f"{path}: zero_optimization.stage", mend="use 0, 1, 2 or 3")
     return settings
+
+
+Moment = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Config):
@@ -56,7 +65,7 @@ class Optimizer(Config):
     """Where the cosine ends, as a share of `lr` (the paper's SFT: a tenth)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Moment, Moment] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""

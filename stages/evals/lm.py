@@ -111,7 +111,7 @@ class RolloutLM(TemplateLM):
             found = [(g.problem, g.episodes[0].prompt, len(g.episodes)) for g in kept]
             if found == [(a.problem, a.prompt, a.samples) for a in chunk]:
                 return kept
-        requests = [Request(a.problem.id, self.rollout.encode(a.prompt), a.samples) for a in chunk]
+        requests = [Request(a.problem.question, self.rollout.encode(a.prompt), a.samples) for a in chunk]
         answers = self.rollout.sample(requests, chunk[0].sampling, seed=self.seed, purpose=PURPOSE, step=0)
         groups = []
         for ask, request, completions in zip(chunk, requests, answers, strict=True):

@@ -79,18 +79,15 @@ def _batch(chosen: list[tuple[Episode, float]], settings: GRPO, engine: Engine) 
     # Dealt out row by row: rows are about equally long, so ranks have about equal work.
     rows = pack_rows(texts, settings.packing.row_tokens)[engine.rank :: engine.world_size]
     micro = micro_batches(rows, settings.packing.micro_tokens)
-    real, needed = len(micro), engine.equal_count(len(micro))
-    if needed > real:
-        first = chosen[0][0]
-        filler = pack_rows([Text(first.prompt_ids, first.completion_ids[:1])], settings.packing.row_tokens)
-        micro = micro + micro_batches(filler, settings.packing.micro_tokens) * (needed - real)
+    first = chosen[0][0]
+    filler = Text(first.prompt_ids, first.completion_ids[:1])
     return Batch(
         texts=texts,
         advantages=[a for _, a in trained],
         weights=[1 / (total * len(e.completion_ids)) for e, _ in trained],
         sampler_logp=[torch.tensor(e.logprobs, dtype=torch.float32) for e, _ in trained],
-        micro=micro,
-        real=real,
+        micro=engine.equalise(micro, [filler]),
+        real=len(micro),
     )
 
 

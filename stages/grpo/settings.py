@@ -35,7 +35,7 @@ class GRPO(Optimizer):
     steps: int = Field(default=100, ge=1)
     """Rollouts; each is followed by `minibatches` updates. R1-Zero: 10,400."""
     questions: int = Field(default=32, ge=1)
-    """Different problems of a step, over all ranks (R1-Zero: 32)."""
+    """Different problems of a step, over all ranks (R1-Zero: 32); any number is legal for any number of ranks."""
     samples: int = Field(default=16, ge=2)
     """Answers to each problem: the group (R1-Zero: 16). One answer has no group to be compared with."""
     clip_low: float = Field(default=0.2, gt=0)

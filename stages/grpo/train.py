@@ -56,7 +56,7 @@ class Trainer:
         Raises Interrupted after a checkpoint when a stop was asked for.
         """
         config, folder, main = self.config, self.context.folder, self.context.main
-        state = checkpoints.restore(folder.checkpoints, self.engine.load, main=main)
+        state = checkpoints.restore(folder.checkpoints, self.engine.load, self.engine.layout, main=main)
         first = state["step"] if state else 0
         if state:
             self.selection, self.tokens = Selection.restored(state["selection"]), state["tokens"]
@@ -129,6 +129,8 @@ class Trainer:
         self.tokens += tokens
         every = [s.metrics() for s in stats]
         updates = {name: fmean(m[name] for m in every if name in m) for name in {n for m in every for n in m}}
+        if "train/mismatch_max" in updates:
+            updates["train/mismatch_max"] = max(m["train/mismatch_max"] for m in every if "train/mismatch_max" in m)
         return groups, {
             **dict(sorted(updates.items())),
             "train/lr": lr,
@@ -158,7 +160,7 @@ class Trainer:
         """Write a checkpoint of `step` finished steps; kept models that no checkpoint names any more are removed."""
         state = {"selection": self.selection.state(), "tokens": self.tokens}
         folder, keep = self.context.folder.checkpoints, self.config.checkpoints.keep
-        checkpoints.write(folder, step, state, self.engine.save, main=self.context.main, keep=keep)
+        checkpoints.write(folder, step, state, self.engine.save, self.engine.layout, main=self.context.main, keep=keep)
         if self.context.main:
             named = {state["selection"]["best_step"] for state in checkpoints.states(folder)}
             for old in self.best.glob("step-*"):
@@ -168,12 +170,17 @@ class Trainer:
     def publish(self) -> None:
         """Make the chosen model the stage's output."""
         output = self.context.folder.output("model")
-        if self.config.select == "last" or not self.selection.best_step:
+        # It appears whole: when it is there, an attempt that was killed before its manifest had come this far.
+        done = ranks.any_rank(self.context.main and output.exists())
+        if done:
+            pass
+        elif self.config.select == "last" or not self.selection.best_step:
             self._keep(output)
         elif self.context.main:
             with whole_folder(output) as temporary:
                 shutil.copytree(self._best_folder(self.selection.best_step), temporary, dirs_exist_ok=True)
-            shutil.rmtree(self.best)
+        if self.context.main:
+            shutil.rmtree(self.best, ignore_errors=True)
         ranks.barrier()
 
     def _best_folder(self, step: int) -> Path:

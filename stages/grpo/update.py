@@ -22,6 +22,8 @@ class UpdateStats:
     grad_norm: float = 0.0
     tokens: float = 0.0
     """Tokens trained on."""
+    referenced: bool = False
+    """Whether there was a reference to have a KL against."""
     kl: float = 0.0
     """Like the following, a sum over those tokens."""
     entropy: float = 0.0
@@ -37,18 +39,19 @@ class UpdateStats:
         if self.tokens:
             found |= {
                 "train/entropy": self.entropy / self.tokens,
-                **({"train/kl": self.kl / self.tokens} if self.kl else {}),
                 "train/clip_fraction_low": self.clipped_low / self.tokens,
                 "train/clip_fraction_high": self.clipped_high / self.tokens,
                 "train/mismatch_kl": self.mismatch_kl / self.tokens,
                 "train/mismatch_max": self.mismatch_max,
             }
+            if self.referenced:
+                found["train/kl"] = self.kl / self.tokens
         return found
 
 
 def update(engine: Engine, batch: Batch, settings: GRPO, *, lr: float, temperature: float) -> UpdateStats:
     """One step of GRPO on a minibatch. Every rank calls it; the gradient is that of the whole minibatch on one rank."""
-    stats = UpdateStats()
+    stats = UpdateStats(referenced=batch.ref_logp is not None)
 
     def loss_of(index: int) -> Tensor:
         rows = batch.micro[index]
@@ -87,6 +90,6 @@ def _loss(batch: Batch, rows: Rows, logp: Tensor, entropy: Tensor, settings: GRP
 def _summed(stats: UpdateStats) -> UpdateStats:
     everyone = ranks.gather(vars(stats))
     summed = UpdateStats(**{name: sum(s[name] for s in everyone) for name in vars(stats)})
-    summed.grad_norm = stats.grad_norm
+    summed.grad_norm, summed.referenced = stats.grad_norm, stats.referenced
     summed.mismatch_max = max(s["mismatch_max"] for s in everyone)
     return summed

@@ -8,9 +8,9 @@ that is rewarded for accuracy alone may think in either script, or mix them, as 
 import hashlib
 import random
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.problems.episode import Problem
 from stages.store.config import Config
@@ -41,6 +41,12 @@ class ToySource(Config):
     operations_max: int = Field(default=6, ge=1)
     """Most operations of a chain."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.operations_min > self.operations_max:
+            raise ValueError("operations_min is larger than operations_max")
+        return self
+
 
 class ToyDocuments(Config):
     """What the base model has read, as shares. The defaults make a base that reasons sometimes and mixes scripts."""
@@ -61,6 +67,12 @@ class ToyDocuments(Config):
     """Fewest operations of a chain."""
     operations_max: int = Field(default=6, ge=1)
     """Most operations of a chain."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.operations_min > self.operations_max:
+            raise ValueError("operations_min is larger than operations_max")
+        return self
 
 
 def _apply(left: int, operation: str, right: int) -> int:

@@ -19,7 +19,7 @@ def sample_groups(
     """Sample `samples` answers to each problem. The episodes are not scored yet."""
     prompts = [template.render(problem.question) for problem in problems]
     requests = [
-        Request(key=problem.id, prompt_ids=rollout.encode(prompt), samples=samples)
+        Request(key=problem.question, prompt_ids=rollout.encode(prompt), samples=samples)
         for problem, prompt in zip(problems, prompts, strict=True)
     ]
     answers = rollout.sample(requests, sampling, seed=seed, purpose=purpose, step=step)

@@ -26,7 +26,7 @@ class Request:
     """A prompt to be answered `samples` times."""
 
     key: str
-    """Identifies the prompt in the seed of its samples (the problem's id)."""
+    """Identifies the prompt in the seed of its samples: the question, which unlike an id is the same wherever it lies."""
     prompt_ids: tuple[int, ...]
     samples: int
     first_sample: int = 0

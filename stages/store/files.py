@@ -1,7 +1,7 @@
 """Files that appear whole, and digests of what is on disk.
 
 A file is written under a temporary name beside its place, synced, renamed, and its folder synced: a reader sees the old
-content or the new one, never a part.
+content or the new one, never a part. A folder that replaces an older one is away for a moment, but never in part.
 """
 
 import contextlib

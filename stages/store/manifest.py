@@ -59,7 +59,7 @@ class Manifest(BaseModel):
     """Sentences to be shown wherever the stage's results are."""
     tokens: int
     wall_seconds: float
-    """Wall time over all attempts."""
+    """Wall time over all attempts whose end was recorded (not that of one whose parent was killed with it)."""
     device_seconds: float
     """Wall time times processes (times GPUs where there are any)."""
     finished: str
@@ -103,12 +103,13 @@ def verify_manifest(folder: StageFolder, expected_fingerprint: str | None = None
         return None
     where, mend = str(folder.manifest), "run the stage again with `--fresh STAGE`; nothing was changed"
     try:
-        manifest = Manifest.model_validate(read_json(folder.manifest))
+        document = read_json(folder.manifest)
+        if isinstance(document, dict) and document.get("schema_number", SCHEMA) > SCHEMA:
+            raise UserError(f"written by a newer version (schema {document['schema_number']})", where=where, mend="update r1")
+        manifest = Manifest.model_validate(document)
     except (ValueError, OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"the manifest is damaged ({first})", where=where, mend=mend) from error
-    if manifest.schema_number > SCHEMA:
-        raise UserError(f"written by a newer version (schema {manifest.schema_number})", where=where, mend="update r1")
     if expected_fingerprint is not None and manifest.fingerprint != expected_fingerprint:
         raise UserError("the manifest belongs to another computation", where=where, mend=mend)
     found = digest_files(folder.output(manifest.output))

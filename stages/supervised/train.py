@@ -23,10 +23,13 @@ from stages.supervised.settings import Supervised
 from stages.tracking.journal import Journal
 
 
-def documents_of_step(count: int, batch: int, seed: int, step: int) -> list[int]:
-    """Which of `count` documents step `step` (from 0) takes: epochs, each shuffled anew, cut into batches of `batch`."""
+def documents_of_step(count: int, places: int, batch: int, seed: int, step: int) -> list[int]:
+    """Which of `count` documents step `step` (from 0) takes: epochs, each shuffled anew, cut into batches of `batch`.
+
+    `places`: documents of all steps together; the last step takes what is left of them.
+    """
     chosen: list[int] = []
-    for place in range(step * batch, (step + 1) * batch):
+    for place in range(step * batch, min((step + 1) * batch, places)):
         epoch, index = divmod(place, count)
         chosen.append(_order(count, seed, epoch)[index])
     return chosen
@@ -45,20 +48,21 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def train(
-    context: StageContext[Any], engine: Engine, tokenizer: Any, documents: Sequence[Text], steps: int, settings: Supervised
+    context: StageContext[Any], engine: Engine, tokenizer: Any, documents: Sequence[Text], places: int, settings: Supervised
 ) -> dict[str, float]:
-    """Train for `steps` steps and write the model; returns the headline metrics.
+    """Train on `places` documents (more than there are: epochs) and write the model; returns the headline metrics.
 
     Raises Interrupted after a checkpoint when a stop was asked for.
     """
     folder, seed = context.folder, context.config.seed
-    state = checkpoints.restore(folder.checkpoints, engine.load, main=context.main)
+    steps = -(-places // settings.batch)
+    state = checkpoints.restore(folder.checkpoints, engine.load, engine.layout, main=context.main)
     first = state["step"] if state else 0
     journal = Journal(folder.journal, keep_through=first) if context.main else None
     loss = float(state["loss"]) if state else 0.0
     for step in range(first, steps):
         started = time.monotonic()
-        chosen = [documents[i] for i in documents_of_step(len(documents), settings.batch, seed, step)]
+        chosen = [documents[i] for i in documents_of_step(len(documents), places, settings.batch, seed, step)]
         loss, tokens = _step(context, engine, chosen, settings)
         lr = settings.lr_at(step, steps)
         norm = engine.step(lr)
@@ -78,7 +82,13 @@ def train(
         stop = ranks.any_rank(context.stop.requested)
         if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
             checkpoints.write(
-                folder.checkpoints, step + 1, {"loss": loss}, engine.save, main=context.main, keep=settings.checkpoints.keep
+                folder.checkpoints,
+                step + 1,
+                {"loss": loss},
+                engine.save,
+                engine.layout,
+                main=context.main,
+                keep=settings.checkpoints.keep,
             )
         if stop and step + 1 < steps:
             raise Interrupted
@@ -92,8 +102,6 @@ def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settin
     # Dealt out by length, so that ranks have like work.
     dealt = sorted(chosen, key=lambda d: -len(d.prompt) - len(d.completion))[context.rank :: context.world_size]
     batches = micro_batches(pack_rows(dealt, settings.packing.row_tokens), settings.packing.micro_tokens)
-    count = engine.equal_count(len(batches))
-    filler = micro_batches(pack_rows(chosen[:1], settings.packing.row_tokens), settings.packing.micro_tokens)
     losses: list[float] = []
 
     def closure(rows: Rows, weight: float) -> Tensor:
@@ -102,8 +110,8 @@ def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settin
         losses.append(float(loss.detach()))
         return loss
 
-    padded = [(rows, 1.0) for rows in batches] + [(filler[0], 0.0)] * (count - len(batches))
-    engine.accumulate([lambda r=rows, w=weight: closure(r, w) for rows, weight in padded])  # type: ignore[misc]
+    filled = [(rows, float(i < len(batches))) for i, rows in enumerate(engine.equalise(batches, chosen[:1]))]
+    engine.accumulate([lambda r=rows, w=weight: closure(r, w) for rows, weight in filled])  # type: ignore[misc]
     summed = ranks.gather((sum(losses), sum(rows.size for rows in batches)))
     return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
 

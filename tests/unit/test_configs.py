@@ -138,3 +138,31 @@ def test_the_schema_knows_every_kind():
     }
     assert {"toy_base", "model", "rl", "curate", "sft", "evaluate", "summary"} <= kinds
     assert "description" in schema["$defs"]["stage_rl"]["properties"]["lr"]
+
+
+def test_a_mistake_under_shared_is_told_where_it_stands(tmp_path):
+    (tmp_path / "x.yaml").write_text(f"extends: {ROOT}/configs/quickstart.yaml\nshared: {{sampling: {{max_tokens: 0}}}}\n")
+    with pytest.raises(UserError, match=r"x\.yaml: shared\.sampling\.max_tokens"):
+        load_recipe(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("parents", ["5", "[5]", "{a: b}"])
+def test_extends_that_names_no_file(tmp_path, parents):
+    (tmp_path / "x.yaml").write_text(f"extends: {parents}\nname: x\n")
+    with pytest.raises(UserError, match="neither a file nor a list"):
+        load_recipe(tmp_path / "x.yaml")
+
+
+def test_processes_of_a_stage_that_has_one_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"cold_start_data\.compute\.processes: a stage of kind `curate` runs in one process"):
+        load_recipe(ROOT / "configs/quickstart.yaml", ["stages.cold_start_data.compute.processes=2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not readable as JSON"), ("[]", "mapping"), ('{"zero_optimization": {"stage": 4}}', "no ZeRO stage 4")],
+)
+def test_deepspeed_files_are_checked_before_anything_runs(tmp_path, text, says):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load_recipe(ROOT / "configs/quickstart.yaml", [f"stages.zero.deepspeed={tmp_path}/ds.json"])

@@ -73,10 +73,11 @@ class Table:
         return tuple(map(ord, prompt))
 
     def sample(self, requests, sampling, *, seed, purpose, step):
-        self.asked.append(([r.key for r in requests], sampling))
+        names = [request.key.removesuffix("=? ") for request in requests]  # a request's key is its question
+        self.asked.append((names, sampling))
         found = []
-        for request in requests:
-            keys = [(request.key, request.first_sample + i) for i in range(request.samples)]
+        for name, request in zip(names, requests, strict=True):
+            keys = [(name, request.first_sample + i) for i in range(request.samples)]
             found.append([
                 Completion(ids=list(map(ord, t := self.answers.get(key, "The answer\nis 7"))), text=t,
                            logprobs=[-0.5] * len(t), finish="length" if t == CUT else "stop")
@@ -156,7 +157,7 @@ def test_a_task_of_lm_eval_runs_through_the_same_engine(tmp_path):
     found = run_lm_eval(config, language_model(rollout, tmp_path / "rollouts"))
     assert found.metrics["mine/exact_match"] == 0.5  # cut before the line's end: one of two
     assert found.metrics["accuracy"] == 0.5
-    assert rollout.asked[-1] == (["mine:0:0", "mine:1:0"], Sampling(temperature=0, max_tokens=9, stop=("\n",)))
+    assert rollout.asked[-1] == (["Q: one", "Q: two"], Sampling(temperature=0, max_tokens=9, stop=("\n",)))
     assert rollout.prompts[-2:] == ["Q: one", "Q: two"]
 
 
@@ -215,17 +216,14 @@ class StopAtSecondLook(StopRequest):
             raise Interrupted
 
 
-def renamed_answers(tmp_path):
-    """The table under the ids that a file's problems get."""
-    from stages.problems.sources import FileSource, load_problems
-
-    (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("532")))
-    ids = [p.id for p in load_problems(FileSource(path=str(tmp_path / "p.jsonl")), "t")]
-    return {(ids[int(name[1])], sample): text for (name, sample), text in ANSWERS.items()}, ids
+def renamed_answers():
+    """The table under the questions that `stage` writes into its file."""
+    names = ["q0", "q1", "q2"]
+    return {(names[int(name[1])], sample): text for (name, sample), text in ANSWERS.items()}, names
 
 
 def test_stages_from_models_to_summary(tmp_path, monkeypatch):
-    answers, ids = renamed_answers(tmp_path)
+    answers, ids = renamed_answers()
     with pytest.raises(Interrupted):
         stage(tmp_path, monkeypatch, "a", answers, StopAtSecondLook())
     result, first = stage(tmp_path, monkeypatch, "a", answers)

@@ -14,6 +14,7 @@ from stages.grpo.sampler import ProblemSampler
 from stages.grpo.select import Selection
 from stages.grpo.settings import Collapse
 from stages.problems.episode import Problem
+from stages.store.errors import UserError
 
 F64 = torch.float64
 
@@ -133,11 +134,19 @@ def problems(count):
     return [Problem(id=str(i), question="", answer="", source="") for i in range(count)]
 
 
-def test_every_problem_comes_once_an_epoch_in_another_order():
-    sampler = ProblemSampler(problems(10), per_step=4, seed=0)
-    drawn = [p.id for step in range(5) for p in sampler.draw(step)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(str(i) for i in range(10))
-    assert drawn[:10] != drawn[10:]
+def test_no_problem_comes_twice_in_an_epoch_and_epochs_differ():
+    sampler = ProblemSampler(problems(11), per_step=4, seed=0)  # two steps an epoch, three problems wait
+    drawn = [[p.id for p in sampler.draw(step)] for step in range(40)]
+    for epoch in range(20):
+        both = drawn[2 * epoch] + drawn[2 * epoch + 1]
+        assert len(set(both)) == 8
+    assert drawn[0] != drawn[2]
+    assert {i for step in drawn for i in step} == {str(i) for i in range(11)}
+
+
+def test_more_questions_than_problems_are_refused():
+    with pytest.raises(UserError, match="a step draws 4 different problems, there are 3"):
+        ProblemSampler(problems(3), per_step=4, seed=0)
 
 
 def test_a_step_draws_the_same_after_a_restart_and_in_any_order():

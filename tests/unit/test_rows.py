@@ -7,6 +7,7 @@ import torch
 
 from stages.engine.rows import Text, batch_rows, micro_batches, pack_rows, pad_rows
 from stages.engine.scorer import TokenScorer
+from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
 
@@ -62,15 +63,29 @@ def test_log_probabilities_and_gradient_equal_one_sequence_at_a_time(kind, micro
     assert torch.linalg.norm(found - expected) / torch.linalg.norm(expected) < 1e-5
 
 
-def test_chunked_head_gives_the_same_gradient(monkeypatch):
+@pytest.mark.parametrize("chunks", [2, 7, 500])
+def test_chunked_head_gives_the_same_gradient(chunks):
     gradients = []
-    for chunk in (1024, 3):
-        monkeypatch.setattr("stages.engine.scorer.CHUNK", chunk)
+    for count in (1, chunks):  # 500: more chunks than tokens, as a rank with little work has
         model = tiny_llama()
-        logp, _ = TokenScorer(model)(batch_rows(pack_rows(texts(), 64)))
+        rows = batch_rows(pack_rows(texts(), 64))
+        rows.chunks = count
+        logp, _ = TokenScorer(model)(rows)
         logp.sum().backward()
         gradients.append(flat_gradient(model))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
+
+
+def test_attention_that_would_misread_the_mask_is_refused():
+    model = tiny_llama()
+    model.config._attn_implementation = "eager"
+    with pytest.raises(UserError, match="sdpa"):
+        TokenScorer(model)
+
+
+def test_a_text_longer_than_the_window_is_refused():
+    with pytest.raises(UserError, match="130 tokens is longer than the model's window of 128"):
+        TokenScorer(tiny_llama())(batch_rows(pad_rows([Text([3], [4] * 130)])))
 
 
 def test_a_prompt_stands_once_for_its_answers_and_the_last_token_is_not_computed():
