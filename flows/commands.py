@@ -119,6 +119,7 @@ def status(options: argparse.Namespace) -> Answer:
 def compare(options: argparse.Namespace) -> Answer:
     """`r1 compare`."""
     from flows.prefect_home import running_servers
+    from flows.record import RunRecord
     from flows.results import table
     from stages.tracking.compare import compare as compared
 
@@ -128,6 +129,7 @@ def compare(options: argparse.Namespace) -> Answer:
     servers = running_servers(runs.path)
     folders = [runs.pipeline(name) for name in options.run]
     document: dict[str, Any] = compared(folders, server=servers["mlflow"]["address"] if servers else None)
+    document["remarks"] = {folder.path.name: RunRecord.open(folder).remarks() for folder in folders}
     if not options.json:
         names = document["runs"]
         print(table(["param", *names], [[k, *(str(v[n]) for n in names)] for k, v in document["params"].items()]))
@@ -137,6 +139,8 @@ def compare(options: argparse.Namespace) -> Answer:
             for metric, values in metrics.items()
         ]
         print(f"\n{table(['result', *names], figures)}")
+        for name, remarks in document["remarks"].items():
+            print("".join(f"\n{name}: {remark}" for remark in remarks), end="\n" if remarks else "")
         known = document["address"] or f"none: start `r1 up --runs {options.runs}`"
         print(f"\nMLflow: {known}")
     return ExitStatus.DONE, document

@@ -11,10 +11,10 @@ from stages.store.config import EXECUTION, Config
 class Packing(Config):
     """How documents are packed. It changes speed and memory, not the loss."""
 
-    row_tokens: int = Field(default=256, ge=8)
-    """Tokens of a packed row; documents in it do not see each other."""
-    micro_tokens: int = Field(default=4096, ge=8)
-    """Tokens of a micro-batch."""
+    row_tokens: int = Field(default=1024, ge=8)
+    """Tokens of a packed row. Longer rows share a prompt among more answers; attention costs their square."""
+    micro_tokens: int = Field(default=2048, ge=8)
+    """Tokens of a micro-batch: memory grows with it."""
 
 
 class Supervised(Optimizer):

@@ -27,6 +27,8 @@ __all__ = ["PipelineTracking", "StageTracking", "compare", "default_uri"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PARENT_FIELDS = ("seed", "lr", "steps", "epochs", "questions", "samples")
 """Fields of stages that become params of the parent run; the whole configuration is its artifact `config.json`."""
+RESULTS = ("accuracy", "accuracy_stderr", "cons_at_k", "mean_length", "format", "language", "truncated")
+"""Headline results of a model on the parent run. MLflow's compare page shows 40 metrics at most: these, for five models."""
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 3.0
 """How long the end of a stage waits for an MLflow that does not answer."""
@@ -116,7 +118,7 @@ class PipelineTracking:
             metric_name(f"eval/{model}/{key}"): float(value)
             for model, metrics in results.items()
             for key, value in metrics.items()
-            if isinstance(value, int | float)
+            if key in RESULTS and isinstance(value, int | float)
         }
         try:
             client = self.ready().client()
