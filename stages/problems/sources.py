@@ -35,6 +35,8 @@ class Columns(Config):
     """The reference answer is what follows the last occurrence of this text in the answer column; GSM8K: `####`."""
     offset: int = Field(default=0, ge=0)
     """Problems to leave out at the start (after shuffling)."""
+    longest_question: int | None = Field(default=None, ge=1)
+    """Characters of the longest question taken: short ones tend to be easy, and their prompts cost less. All by default."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many problems; all by default."""
     shuffle_seed: int | None = Field(default=None, ge=0)
@@ -128,14 +130,17 @@ def _select(source: FileSource | HubSource, rows: Iterable[Row], *, place: str, 
         wanted = f"`{source.question}` and `{source.answer}`"
         what = f"no problem is left of it ({counts or 'no rows'}); `{where}` wants the columns {wanted}"
         raise UserError(what, where=place, mend=mend)
-    ordered = list(problems.values())
+    longest = source.longest_question
+    ordered = [problem for problem in problems.values() if longest is None or len(problem.question) <= longest]
     if source.shuffle_seed is not None:
         random.Random(source.shuffle_seed).shuffle(ordered)
     end = None if source.limit is None else source.offset + source.limit
     chosen = ordered[source.offset : end]
     if not chosen:
         what = f"no problem is left: `offset` is {source.offset}, there are {len(ordered)}"
-        raise UserError(what, where=f"{where}.offset", mend="make it smaller")
+        if longest is not None:
+            what += f" with questions of at most {longest} characters"
+        raise UserError(what, where=f"{where}.offset", mend="make it smaller" if ordered else "raise `longest_question`")
     return ProblemSet(chosen, refused)
 
 

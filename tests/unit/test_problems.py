@@ -151,3 +151,12 @@ def test_gsm8k_references_judge_themselves_right_and_their_neighbours_wrong(veri
     score(rewards, others)
     assert len(others) > 1200 and {e.scored.verdict for e in others} == {"wrong"}
     assert final_answer(own[0].text) == "18"
+
+
+def test_only_short_questions_are_taken_when_asked_for(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"question": "q" * n, "answer": "1"}) + "\n" for n in (3, 9, 4, 5)))
+    found = load_problems(FileSource(source="file", path=str(file), longest_question=4), "problems")
+    assert [problem.question for problem in found] == ["qqq", "qqqq"]
+    with pytest.raises(UserError, match="at most 2 characters; raise `longest_question`"):
+        load_problems(FileSource(source="file", path=str(file), longest_question=2), "problems")
