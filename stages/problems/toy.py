@@ -25,17 +25,9 @@ VOCABULARY = 32
 """Size of the vocabulary; the places after the symbols stay empty."""
 
 
-class ToySource(Config):
-    """Chains of + and * modulo 7, made as they are asked for."""
+class Chains(Config):
+    """How long the chains are."""
 
-    source: Literal["toy"]
-    """Which source this is."""
-    count: int = Field(ge=1)
-    """Number of problems."""
-    split: Literal["train", "held_out"] = "train"
-    """The two splits never share a question."""
-    seed: int = Field(default=0, ge=0)
-    """Which problems are drawn."""
     operations_min: int = Field(default=3, ge=1)
     """Fewest operations of a chain."""
     operations_max: int = Field(default=6, ge=1)
@@ -48,7 +40,20 @@ class ToySource(Config):
         return self
 
 
-class ToyDocuments(Config):
+class ToySource(Chains):
+    """Chains of + and * modulo 7, made as they are asked for."""
+
+    source: Literal["toy"]
+    """Which source this is."""
+    count: int = Field(ge=1)
+    """Number of problems."""
+    split: Literal["train", "held_out"] = "train"
+    """The two splits never share a question."""
+    seed: int = Field(default=0, ge=0)
+    """Which problems are drawn."""
+
+
+class ToyDocuments(Chains):
     """What the base model has read, as shares. The defaults make a base that reasons sometimes and mixes scripts."""
 
     answer_at_once: float = Field(default=0.42, ge=0, le=1)
@@ -63,16 +68,6 @@ class ToyDocuments(Config):
     """Share of them written in letters throughout; the rest switches midway."""
     malformed: float = Field(default=0.10, ge=0, le=1)
     """Share of all documents with a missing, doubled or misplaced tag."""
-    operations_min: int = Field(default=3, ge=1)
-    """Fewest operations of a chain."""
-    operations_max: int = Field(default=6, ge=1)
-    """Most operations of a chain."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.operations_min > self.operations_max:
-            raise ValueError("operations_min is larger than operations_max")
-        return self
 
 
 def _apply(left: int, operation: str, right: int) -> int:
