@@ -128,7 +128,7 @@ def _write_record(folder: StageFolder, record: StageRecord) -> None:
             raise UserError("not a readable stage config", where=str(folder.config), mend="remove the folder") from error
         if earlier.fingerprint != record.fingerprint:
             raise UserError("the folder belongs to another computation", where=str(folder.path), mend="use --fresh")
-    # With the fingerprint all that decides the result is the same; how it runs (threads, processes) may have changed.
+    # With the fingerprint all that decides the result is the same; how it runs (threads, packing) may have changed.
     write_json(folder.config, record.model_dump())
 
 

@@ -25,7 +25,8 @@ def _known(name: str) -> str:
 
 
 DeepSpeedName = Annotated[str, AfterValidator(_known), EXECUTION]
-"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result."""
+"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result;
+a stage that has a checkpoint goes on only under the ZeRO stage it was written under."""
 
 
 def deepspeed_file(name: str) -> Path:

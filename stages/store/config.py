@@ -48,7 +48,8 @@ class Compute(Config):
     """Where and how widely a stage runs. None of it changes the result beyond rounding."""
 
     processes: int = Field(default=1, ge=1)
-    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one."""
+    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one.
+    A stage that has a checkpoint goes on only with the number it was written with."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of each process; by default the machine's cores divided by `processes`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -114,13 +114,19 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, nam
     assert digests[0] == digests[1]
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_another_layout_is_refused_in_one_line(tmp_path: Path, base: Path) -> None:
-    folder = prepare(tmp_path / "stage", "zero", {"policy": base}, [*OVERRIDES["zero"], "stages.zero.checkpoints.every=2"])
+def killed_after(folder: Path, base: Path, steps: int) -> Path:
+    """An RL stage that was killed after so many steps, with a checkpoint every second one."""
+    prepare(folder, "zero", {"policy": base}, [*OVERRIDES["zero"], "stages.zero.checkpoints.every=2"])
     process = start(folder)
-    wait_for_steps(folder, process, 4)
+    wait_for_steps(folder, process, steps)
     process.kill()
     process.wait()
+    return folder
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_layout_is_refused_in_one_line(tmp_path: Path, base: Path) -> None:
+    folder = killed_after(tmp_path / "stage", base, steps=4)
     record = json.loads((folder / "config.json").read_text())
     record["config"]["deepspeed"] = "zero2"
     (folder / "config.json").write_text(json.dumps(record))
@@ -132,11 +138,7 @@ def test_a_checkpoint_of_another_layout_is_refused_in_one_line(tmp_path: Path, b
 
 @pytest.mark.slow
 def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path: Path, base: Path) -> None:
-    folder = prepare(tmp_path / "stage", "zero", {"policy": base}, [*OVERRIDES["zero"], "stages.zero.checkpoints.every=2"])
-    process = start(folder)
-    wait_for_steps(folder, process, 6)
-    process.kill()
-    process.wait()
+    folder = killed_after(tmp_path / "stage", base, steps=6)
     newest = max((folder / "checkpoints").glob("step-*"))
     victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
