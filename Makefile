@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test test-slow check bench
+.PHONY: setup quickstart test test-slow peers check bench faults
 .DEFAULT_GOAL := setup
 
 $(READY): pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ test: $(READY)             ## the fast tests
 test-slow: $(READY)        ## proofs that take minutes
 	$(BIN)/pytest -m slow --timeout 3600
 
+peers: $(READY)            ## the same numbers as TRL, which this installs besides
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/pytest -m peers
+
 check: $(READY)            ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,3 +37,6 @@ check: $(READY)            ## lint, format, types, import contracts
 
 bench: $(READY)            ## our rollout and update beside the plain ones, as ratios
 	$(BIN)/python -m tests.bench.ratios
+
+faults: $(READY)           ## injects faults at random moments; prints fault, times, outcome
+	$(BIN)/python -m tests.faults.bench

@@ -55,6 +55,8 @@ def resume(options: argparse.Namespace) -> Answer:
     record = RunRecord.open(_runs(options).pipeline(options.run))
     if record.status() == "running":
         raise UserError("the run is still running", where=record.name, mend=f"see `r1 status {record.name}`")
+    if (lost := record.lost()) is not None:
+        raise lost
     if not Path(record.content["working_folder"]).is_dir():
         raise UserError("the run's working folder is gone", where=record.content["working_folder"], mend="start a new run")
     os.chdir(record.content["working_folder"])
@@ -86,7 +88,7 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
 def status(options: argparse.Namespace) -> Answer:
     """`r1 status`."""
     from flows.record import RunRecord
-    from flows.results import results_table, run_document, stages_table, table, where_to_look
+    from flows.results import error_document, results_table, run_document, stages_table, table, where_to_look
 
     runs = _runs(options)
     if options.run:
@@ -98,8 +100,16 @@ def status(options: argparse.Namespace) -> Answer:
             if document["models"]:
                 print(results_table(document["models"]))
             print(where_to_look(record))
-        return ExitStatus.DONE, document
-    records = [RunRecord.open(folder) for folder in runs.pipelines()]
+        if (lost := record.lost()) is None:
+            return ExitStatus.DONE, document
+        print(f"r1: {lost}", file=sys.stderr)
+        return ExitStatus.MISTAKE, document | error_document(ExitStatus.MISTAKE, lost.what, lost.where, lost.mend)
+    records, damaged = [], runs.damaged()
+    for folder in runs.pipelines():
+        try:
+            records.append(RunRecord.open(folder))
+        except UserError as error:
+            damaged.append(error)
     rows = [
         {
             "run": record.name,
@@ -113,7 +123,9 @@ def status(options: argparse.Namespace) -> Answer:
     if not options.json:
         cells = [[r["run"], r["status"], r["started"], f"{r['finished']}/{r['stages']}"] for r in rows]
         print(table(["run", "status", "started", "stages"], cells, right=False) if cells else f"no runs in {runs.path}")
-    return ExitStatus.DONE, {"runs": rows}
+    told = [str(fault) for fault in damaged]
+    print("".join(f"r1: {line}\n" for line in told), end="", file=sys.stderr)
+    return ExitStatus.MISTAKE if told else ExitStatus.DONE, {"runs": rows, "damaged": told}
 
 
 def compare(options: argparse.Namespace) -> Answer:
@@ -127,9 +139,12 @@ def compare(options: argparse.Namespace) -> Answer:
         raise UserError("one run cannot be compared", where="compare", mend="name at least two")
     runs = _runs(options)
     servers = running_servers(runs.path)
-    folders = [runs.pipeline(name) for name in options.run]
+    records = [RunRecord.open(runs.pipeline(name)) for name in options.run]
+    for record in records:
+        record.results()  # nothing is compared that is not what its manifest says
+    folders = [record.folder for record in records]
     document: dict[str, Any] = compared(folders, server=servers["mlflow"]["address"] if servers else None)
-    document["remarks"] = {folder.path.name: RunRecord.open(folder).remarks() for folder in folders}
+    document["remarks"] = {record.name: record.remarks() for record in records}
     if not options.json:
         names = document["runs"]
         print(table(["param", *names], [[k, *(str(v[n]) for n in names)] for k, v in document["params"].items()]))

@@ -19,9 +19,10 @@ import psutil
 import flows
 from stages.__main__ import PARENT_VARIABLE
 from stages.store.config import Compute
-from stages.store.errors import ExitStatus
+from stages.store.errors import ExitStatus, UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
+from stages.store.heartbeat import Watchdog
 from stages.tracking.journal import Follower, Line
 
 ROOT = Path(flows.__file__).resolve().parents[1]
@@ -78,20 +79,27 @@ def launch(
             start_new_session=True,
         )
         tree = ProcessTree(child.pid, mark=str(attempt), launcher=compute.processes > 1)
+        watchdog, complaint = Watchdog(attempt, compute.frozen_s, compute.silent_s), ""
         try:
-            while child.poll() is None:
-                for line in journal.new_lines():
-                    on_line(line)
+            while child.poll() is None and not complaint:
+                with contextlib.suppress(UserError):  # a damaged journal of an earlier attempt: the stage is about to mend it
+                    for line in journal.new_lines():
+                        on_line(line)
                 time.sleep(_POLL_SECONDS)
+                complaint = watchdog.complaint()
         finally:
-            tree.end(grace_s)
+            # What hangs does not hear; its newest whole checkpoint stands.
+            tree.end(0.0 if complaint else grace_s)
             status = child.wait()
             outcome = read_outcome(attempt, status)
+            if complaint and outcome.status is not ExitStatus.DONE:
+                outcome = Outcome(ExitStatus.FAILED, f"{complaint}; it was ended", "r1 resume", attempt)
             if outcome.status is not ExitStatus.DONE:
                 seconds = round(time.monotonic() - started, 3)
                 write_json(attempt / "ended.json", {"seconds": seconds, "status": int(outcome.status)})
-    for line in journal.new_lines():
-        on_line(line)
+    with contextlib.suppress(UserError):  # what a stage that failed has left unmended is its next attempt's to mend
+        for line in journal.new_lines():
+            on_line(line)
     return outcome
 
 
@@ -134,8 +142,8 @@ def read_outcome(attempt: Path, exit_status: int) -> Outcome:
     own = attempt / "outcome.json"
     # Rank 0's word comes first where it is as telling as another's.
     files = [*([own] if own.exists() else []), *sorted(attempt.glob("outcome-rank*.json"))]
-    found = [(_STATUS.get(item["status"], ExitStatus.FAILED), item) for item in map(read_json, files)]
-    if own.exists() and found[0][0] is ExitStatus.DONE:
+    found = [(_STATUS.get(item["status"], ExitStatus.FAILED), item) for item in map(_told, files) if item]
+    if own.exists() and found and found[0][0] is ExitStatus.DONE:
         return Outcome(ExitStatus.DONE, "", "", attempt)
     for wanted in _TELLING:
         for status, item in found:
@@ -143,7 +151,18 @@ def read_outcome(attempt: Path, exit_status: int) -> Outcome:
                 return Outcome(status, item["message"], item["mend"], attempt)
     ending = f"signal {-exit_status}" if exit_status < 0 else f"status {exit_status}"
     message = f"the process ended with {ending} without saying why"
+    if exit_status == -signal.SIGKILL:
+        message = "the process was killed (signal 9): by hand, or by the system for lack of memory"
     return Outcome(ExitStatus.FAILED, message, f"see the last lines of {attempt / 'log.txt'}", attempt)
+
+
+def _told(path: Path) -> dict[str, str]:
+    """What a rank left; nothing when it cannot be read."""
+    try:
+        item = read_json(path)
+        return {key: str(item[key]) for key in ("status", "message", "mend")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 class ProcessTree:

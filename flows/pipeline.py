@@ -1,24 +1,30 @@
 """The graph of a recipe as a Prefect flow: each stage one task, in running order, recorded in `pipeline.json`."""
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.progress import Progress, on_standard_error
+from flows.prefect_server import AWAY_SECONDS, flush_events, server_address, server_answers, wait_for_server
+from flows.progress import Lines, Progress, on_standard_error
 from flows.record import RunRecord
 from flows.selection import select
 from flows.stage_task import TELLING_ERRORS, Work, stage_task
 from stages.recipe import ResolvedRecipe, load_recipe, resolve
-from stages.store.errors import ExitStatus, Interrupted, UserError
+from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.folders import PipelineFolder
 
+FAILED_SECONDS = 30.0
+"""How long a run that failed waits for a Prefect server that is away; its line says more than Prefect's page."""
+INTERRUPTED_SECONDS = 2.0
+"""How long a run that has to end, waits for it."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED}
 
 
@@ -27,9 +33,12 @@ def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
 
     A failing or interrupted stage raises nothing; what nobody foresaw is raised as it is.
     """
+    if not wait_for_server(AWAY_SECONDS, Lines().note):
+        record.update(status="failed", error=f"the Prefect server at {server_address()} does not answer")
+        return ExitStatus.FAILED
     try:
         state = pipeline.with_options(flow_run_name=record.name)(str(record.folder.path), retries, return_state=True)
-    except (KeyboardInterrupt, TerminationSignal):
+    except (KeyboardInterrupt, TerminationSignal, Abort):
         # A second request must not interrupt the writing of this.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:
@@ -48,7 +57,7 @@ def pipeline(run: str, retries: int = 0) -> State[None]:
     """The recipe of an already recorded run; `run` is the folder under runs/pipelines/."""
     record = RunRecord.open(PipelineFolder(Path(run)))
     document = {**record.content["document"], "runs": str(Path(run).parents[1])}
-    return _state(run_stages(record, resolve(document), on_standard_error(), retries))
+    return _run_and_report(record, resolve(document), retries)
 
 
 @flow(name="r1-config", persist_result=False)
@@ -67,11 +76,31 @@ def run_config(
         record = RunRecord.create(recipe, config, from_stage, until_stage, fresh)
     except UserError as error:
         return Failed(message=str(error))
-    return _state(run_stages(record, recipe, on_standard_error(), retries))
+    try:
+        return _run_and_report(record, recipe, retries)
+    except Abort as signal_:
+        raise StageFailed(str(signal_)) from signal_  # a worker takes an Abort for a good end
 
 
-def _state(error: Exception | None) -> State[None]:
-    return Completed() if error is None else Failed(message=str(error) or "interrupted")
+def _run_and_report(record: RunRecord, recipe: ResolvedRecipe, retries: int) -> State[None]:
+    """Go through the stages; returns the state to report, once Prefect's server can be told.
+
+    Raises Abort, with which Prefect's engine reports nothing, when it cannot.
+    """
+    try:
+        error = run_stages(record, recipe, on_standard_error(), retries)
+        if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
+            flush_events(record.name)
+            return Failed(message=str(error) or "interrupted") if error else Completed()
+        if error is None:
+            said = f"every stage is done, but the Prefect server at {server_address()} does not answer"
+            record.update(status="failed", error=said)
+    except (KeyboardInterrupt, TerminationSignal):
+        if record.content["status"] == "done":
+            record.update(status="interrupted", error="every stage is done, but the Prefect server was not told")
+        if server_answers(INTERRUPTED_SECONDS):
+            raise
+    raise Abort(f"the Prefect server at {server_address()} does not answer")
 
 
 def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, retries: int) -> Exception | None:
@@ -84,7 +113,7 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
     tracking: Any = None
     try:
         selection = select(recipe, content["from"], content["until"], content["fresh"])
-        tracking = _tracking(record, recipe)
+        tracking = _tracking(record, recipe, progress)
         work = Work(recipe, record, progress, tracking, selection.fresh, selection.finished)
         for name in selection.order:
             run = stage_task.with_options(
@@ -107,7 +136,11 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
         if tracking is not None:
             endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
             results = record.results()
-            tracking.finish(endings.get(status, "FAILED"), results, record.remarks())
+            # A request to end now ends this wait only: what the stages came to is settled.
+            with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
+                tracking.finish(endings.get(status, "FAILED"), results, record.remarks())
+            for name, run_id in tracking.run_ids.items():
+                record.stages[name]["mlflow_run_id"] = run_id
             record.update(models=results, mlflow={**record.content["mlflow"], **_ids(tracking)})
         record.update(status=status, error=said)
         progress.close()
@@ -119,7 +152,7 @@ def _retry(error: Exception | None) -> bool:
     return not isinstance(error, UserError)
 
 
-def _tracking(record: RunRecord, recipe: ResolvedRecipe) -> Any:
+def _tracking(record: RunRecord, recipe: ResolvedRecipe, progress: Progress) -> Any:
     from stages.tracking.mlflow_runs import PipelineTracking, default_uri
 
     uri = recipe.tracking.uri or default_uri(recipe.runs)
@@ -128,7 +161,16 @@ def _tracking(record: RunRecord, recipe: ResolvedRecipe) -> Any:
     if flow_run.id:
         tags["prefect_flow_run_id"] = str(flow_run.id)
     earlier = record.content["mlflow"]["parent_run_id"]
-    tracking = PipelineTracking(uri, experiment, record.name, earlier, document=record.content["document"], tags=tags)
+    tracking = PipelineTracking(
+        uri,
+        experiment,
+        record.name,
+        earlier,
+        document=record.content["document"],
+        tags=tags,
+        identity=f"{record.name} {record.content['started']}",
+        note=progress.note,
+    )
     record.update(mlflow={"tracking_uri": uri, "experiment": experiment, **_ids(tracking)})
     return tracking
 

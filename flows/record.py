@@ -10,13 +10,40 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stages.recipe import ResolvedRecipe
 from stages.store.errors import UserError
-from stages.store.files import read_json
-from stages.store.folders import PipelineFolder, Runs
+from stages.store.folders import PipelineFolder, Runs, StageFolder
+from stages.store.manifest import verify_manifest
+from stages.store.seals import read_document
 
 Results = dict[str, dict[str, float]]
+FINISHED = ("done", "reused")
+"""Status of a stage that has a manifest."""
+_RESULTS = TypeAdapter(dict[str, dict[str, float | None]])
+
+
+class _StageFacts(BaseModel):
+    kind: str
+    status: str
+    folder: str | None
+    fingerprint: str | None
+    seconds: float | None
+    mlflow_run_id: str | None
+    remarks: list[str]
+
+
+class _Facts(BaseModel):
+    """What a record must have to be read; one of another version may lack it."""
+
+    started: str
+    working_folder: str
+    document: dict[str, Any]
+    status: str
+    error: str | None
+    stages: dict[str, _StageFacts]
+    mlflow: dict[str, str | None]
 
 
 class RunRecord:
@@ -73,9 +100,16 @@ class RunRecord:
     def open(cls, folder: PipelineFolder) -> "RunRecord":
         """The record of an earlier run.
 
-        Raises UserError when it cannot be read.
+        Raises UserError when it cannot be read, or lacks what this version needs.
         """
-        return cls(folder, folder.read())
+        content = folder.read()
+        try:
+            _Facts.model_validate(content)
+        except ValidationError as error:
+            place = ".".join(str(part) for part in error.errors()[0]["loc"])
+            what = f"not a run's record of this version (`{place}`: {error.errors()[0]['msg']})"
+            raise UserError(what, where=str(folder.path / "pipeline.json"), mend="start a new run") from error
+        return cls(folder, content)
 
     @property
     def name(self) -> str:
@@ -111,12 +145,26 @@ class RunRecord:
             return status if alive(owner.get("pid", -1), owner.get("born")) else "killed"
         return status
 
+    def place(self, name: str) -> StageFolder:
+        """The folder that a stage has chosen, in this runs folder: a copy of a run does not look into the original."""
+        return StageFolder(self.folder.path.parents[1] / "stages" / Path(self.stages[name]["folder"] or "none").name)
+
+    def lost(self) -> UserError | None:
+        """What to say of a stage that is recorded as finished and has no manifest: the runs folder was copied in part."""
+        for name, stage in self.stages.items():
+            if stage["status"] in FINISHED and not self.place(name).manifest.is_file():
+                return _lost(name, self.place(name))
+        return None
+
     def results(self) -> Results:
-        """Headline results per model, from the reports of the run's finished summaries."""
+        """Headline results per model, from the reports of the run's finished summaries.
+
+        Raises UserError when a report is not what its manifest says.
+        """
         found: Results = {}
         for name, stage in self.stages.items():
-            if stage["kind"] == "summary" and stage["status"] in ("done", "reused"):
-                models = _summary(Path(stage["folder"]) / "report" / "summary.json")
+            if stage["kind"] == "summary" and stage["status"] in FINISHED:
+                models = _summary(name, self.place(name), stage["fingerprint"])
                 found |= {label if label not in found else f"{name}/{label}": row for label, row in models.items()}
         return found
 
@@ -130,8 +178,8 @@ class RunRecord:
         if page.exists():
             return page
         # The summary's report comes last of all, whatever was run after it.
-        ordered = sorted(self.stages.values(), key=lambda stage: stage["kind"] == "summary")
-        reports = [Path(s["folder"]) / "report" for s in ordered if s["status"] in ("done", "reused")]
+        ordered = sorted(self.stages, key=lambda name: self.stages[name]["kind"] == "summary")
+        reports = [self.place(name).output("report") for name in ordered if self.stages[name]["status"] in FINISHED]
         existing = [path for path in reports if path.is_dir()]
         return existing[-1] if existing else None
 
@@ -146,9 +194,18 @@ def alive(pid: int, born: float | None) -> bool:
         return False
 
 
-def _summary(path: Path) -> Results:
+def _lost(name: str, folder: StageFolder) -> UserError:
+    mend = "copy the runs folder again, or start a new run with `r1 run`"
+    return UserError(f"stage `{name}` was finished, and has no manifest", where=str(folder.path), mend=mend)
+
+
+def _summary(name: str, folder: StageFolder, fingerprint: str | None) -> Results:
+    if verify_manifest(folder, fingerprint) is None:
+        raise _lost(name, folder)
+    path, mend = folder.output("report") / "summary.json", f"run `{name}` again with --fresh"
+    models: Results = read_document(path, "the summary", mend).get("models", {})
     try:
-        models: Results = read_json(path)["models"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError("not a readable summary", where=str(path), mend="run the stage again with --fresh") from error
+        _RESULTS.validate_python(models)
+    except ValidationError as error:
+        raise UserError("not a readable summary", where=str(path), mend=mend) from error
     return models

@@ -20,7 +20,7 @@ from flows.progress import Progress
 from flows.record import RunRecord
 from stages.kinds import stage_kind
 from stages.recipe import ResolvedRecipe
-from stages.store.config import StageConfig, external_paths, semantic, stage_inputs
+from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.files import digest_path, read_json, write_json
 from stages.store.folders import Runs, StageFolder
@@ -57,10 +57,14 @@ def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> Stage
     """What is to be computed: the stage's config and the digests of its inputs."""
     kind = stage_kind(config.kind)
     inputs: dict[str, InputRecord] = {}
+    steps = checkpoint_inputs(config)
     for role, (name, _) in stage_inputs(config).items():
         source = finished[name]
-        path = str(source.folder.output(source.manifest.output))
-        inputs[role] = InputRecord(digest=source.manifest.digest, path=path, stage=source.folder.path.name)
+        given, digest = source.folder.output(source.manifest.output), source.manifest.digest
+        if role in steps:
+            given = source.folder.checkpoint(steps[role])
+            digest = _checkpoint_digest(given, role, name)
+        inputs[role] = InputRecord(digest=digest, path=str(given), stage=source.folder.path.name)
     for role, text in external_paths(config).items():
         path = str(Path(text).absolute())
         try:
@@ -75,6 +79,14 @@ def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> Stage
         config=config.model_dump(mode="json"),
         inputs=inputs,
     )
+
+
+def _checkpoint_digest(path: Path, role: str, stage: str) -> str:
+    if path.is_dir():
+        return digest_path(path)
+    there = ", ".join(sorted(p.name for p in path.parent.glob("step-*"))) or "none"
+    mend = f"set `checkpoints.keep_every` of `{stage}` and compute it again (--fresh {stage})"
+    raise UserError(f"`{stage}` has no checkpoint {path.name} any more; there is {there}", where=role, mend=mend)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, log_prints=False)
@@ -139,7 +151,6 @@ def _reuse(work: Work, name: str, folder: StageFolder, manifest: Manifest) -> No
     own = facts["status"] in ("running", "interrupted", "failed", "done")
     origin = None if own else folder.path.name
     tracked = work.tracking.stage(name, folder, facts["mlflow_run_id"], reused_from=origin, tags=_tags())
-    tracked.start()
     tracked.finish("FINISHED", manifest)
     status = "done" if own else "reused"
     facts = {"seconds": manifest.wall_seconds, "mlflow_run_id": tracked.run_id or None, "remarks": manifest.remarks}
@@ -152,7 +163,6 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) ->
     tracked = work.tracking.stage(name, folder, work.record.stages[name]["mlflow_run_id"], tags=_tags())
     work.record.stage(name, status="running", mlflow_run_id=tracked.run_id or None)
     work.progress.begin(name, record.kind)
-    tracked.start()
     ending: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     manifest: Manifest | None = None
     try:

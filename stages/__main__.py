@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stages.kinds import stage_kind
+from stages.store import heartbeat
 from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{folder.config}: no such file; name the folder of a stage that `r1 run` has prepared", file=sys.stderr)
         return int(ExitStatus.MISTAKE)
     attempt = options.attempt or (folder.new_attempt() if rank == 0 else folder.attempts)
+    heartbeat.start(attempt, rank)
     status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
     try:
         run_stage(folder, rank, world_size)

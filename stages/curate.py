@@ -96,8 +96,9 @@ def _sampled(context: StageContext[CurateConfig], problems: list[Problem]) -> li
     finished = 0
     while finished < len(chunks) and _read_chunk(context, finished, chunks[finished]) is not None:
         finished += 1
-    journal = Journal(context.folder.journal, keep_through=finished)
-    told = max((line.step for line in read(context.folder.journal)), default=0)
+    # The last of them may lack its line: the answers are written first.
+    told = min(finished, max((line.step for line in read(context.folder.journal)), default=0))
+    journal = Journal(context.folder.journal, keep_through=told)
     rollout: Rollout | None = None
     groups: list[Group] = []
     for number, chunk in enumerate(chunks):
@@ -127,7 +128,8 @@ def _sample_chunk(context: StageContext[CurateConfig], rollout: Rollout, number:
     groups = sample_groups(
         rollout, problems, config.template, config.sampling, config.samples, seed=config.seed, purpose="curate", step=0
     )
-    score(config.rewards, [episode for group in groups for episode in group.episodes])
+    episodes = [episode for group in groups for episode in group.episodes]
+    score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
     write_groups(_chunk_path(context, number), groups)
     return groups
 

@@ -4,7 +4,7 @@ Its report: `metrics.json` (the headline numbers) and `problems.json` (the means
 """
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +72,12 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     config, folder = context.config, context.folder
     source = load_problem_set(config.held_out, "held_out")
     problems = {problem.id: problem for problem in source.problems}
-    hooks = Hooks(
-        score=lambda groups: score(config.rewards, [episode for group in groups for episode in group.episodes]),
-        check_stop=context.stop.check,
-    )
+
+    def scored(groups: Sequence[Group]) -> None:
+        episodes = [episode for group in groups for episode in group.episodes]
+        score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-evaluate")
+
+    hooks = Hooks(score=scored, check_stop=context.stop.check)
     lm = RolloutLM(
         load_rollout(context.inputs["model"], config.compute.device),
         folder.rollouts,

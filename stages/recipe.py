@@ -4,6 +4,8 @@
 has such a field and that does not set it itself. Names are the recipe's; kinds are the code's.
 """
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -57,6 +59,9 @@ class ResolvedRecipe:
     document: dict[str, Any]
     """The whole resolved configuration as JSON values: a run can be repeated from it alone."""
 
+
+MOST_VALUES, DEEPEST = 20_000, 40
+"""Values in a configuration file, and levels of them, of which more are a mistake (or an attack)."""
 
 Origins = dict[tuple[str, ...], str]
 M = TypeVar("M", bound=BaseModel)
@@ -116,23 +121,30 @@ def resolve(document: dict[str, Any], origins: Origins | None = None) -> Resolve
 def _check_external_paths(stages: dict[str, StageConfig], origins: Origins) -> None:
     for name, config in stages.items():
         for role, text in external_paths(config).items():
-            if not Path(text).exists():
+            if not _is_file_or_folder(Path(text)):
                 where = _where(("stages", name, *role.split(".")), origins)
                 raise UserError(f"no such file or folder: {text}", where=where, mend="name one that exists")
 
 
-def _read_merged(path: Path, origins: Origins, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError("`extends` goes round in a circle", where=str(path), mend="remove one of the `extends`")
+def _is_file_or_folder(path: Path) -> bool:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.is_file() or path.is_dir()
+    except OSError:  # a name that is too long, say
+        return False
+
+
+def _read_merged(path: Path, origins: Origins, seen: tuple[Path, ...]) -> dict[str, Any]:
+    try:
+        if path.resolve() in seen:
+            raise UserError("`extends` goes round in a circle", where=str(path), mend="remove one of the `extends`")
+        if path.exists() and not (path.is_file() or path.is_fifo()):
+            raise UserError("not a file", where=str(path), mend="name a YAML file")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path), mend="see configs/ for the shipped ones") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path)) from error
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
-        raise UserError("not valid YAML", where=f"{path}: line {line}", mend="mend the syntax there") from error
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
+        raise UserError(f"cannot be read ({error})", where=str(path), mend="name a YAML file in UTF-8") from error
+    document = _yaml(text, str(path), "mend the syntax there")
     if not isinstance(document, dict):
         raise UserError("not a mapping of keys to values", where=str(path), mend="start from configs/quickstart.yaml")
     parents = document.pop("extends", [])
@@ -152,10 +164,7 @@ def _override(document: dict[str, Any], text: str, origins: Origins) -> None:
     key, equals, value_text = text.partition("=")
     if not equals or not key:
         raise UserError(f"`{text}` is not KEY=VALUE", where="--set", mend="for example --set stages.zero.lr=1e-6")
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError as error:
-        raise UserError("the value is not valid YAML", where=f"--set {key}", mend="quote it") from error
+    value = _yaml(value_text, f"--set {key}", "quote it")
     path = tuple(key.split("."))
     target = document
     for part in path[:-1]:
@@ -165,6 +174,62 @@ def _override(document: dict[str, Any], text: str, origins: Origins) -> None:
     target[path[-1]] = _merge(target[path[-1]], value) if _both_dicts(target.get(path[-1]), value) else value
     for below in _paths({path[-1]: value}):
         origins[(*path[:-1], *below)] = "--set"
+
+
+def _yaml(text: str, where: str, mend: str) -> Any:
+    """The values of a YAML text.
+
+    Raises UserError when it is not YAML, or when its values are none that a recipe can have.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}: line {mark.line + 1}" if mark else where
+        raise UserError("not valid YAML", where=place, mend=mend) from error
+    except RecursionError as error:
+        raise UserError("nested too deeply", where=where, mend=mend) from error
+    except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
+        # What PyYAML's constructors say of `0x_`, `2024-13-45`, `!!bool x` and the like.
+        raise UserError(f"a value cannot be read ({error})", where=where, mend=mend) from error
+    _check_values(document, where)
+    return document
+
+
+def _check_values(document: Any, where: str) -> None:
+    """Raises UserError for what YAML can say and nothing here can use: endless values, huge numbers, half characters."""
+    count = 0
+    level: list[Any] = [[document]]
+    for _ in range(DEEPEST):
+        # An alias is walked as often as it is named: that is how often it would be read.
+        level = list(itertools.islice((item for value in level for item in _below(value)), MOST_VALUES + 1))
+        count += len(level)
+        if not level or count > MOST_VALUES:
+            break
+        for value in level:
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError("a number has more than 64 bits", where=where, mend="make it smaller")
+            if isinstance(value, str) and not _is_text(value):
+                raise UserError(f"`{value[:40]}` has half a character in it", where=where, mend="write it as UTF-8")
+    if level:
+        what = f"more than {MOST_VALUES:,} values, or nested more than {DEEPEST} deep"
+        raise UserError(what, where=where, mend="name no alias inside itself, and few of many values")
+
+
+def _below(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.keys()
+        yield from value.values()
+    elif isinstance(value, list | tuple | set):
+        yield from value
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _both_dicts(a: Any, b: Any) -> bool:
@@ -205,8 +270,8 @@ def _kind_of(name: str, section: Any, origins: Origins) -> Any:
     where = _where(("stages", name), origins)
     if not isinstance(section, dict) or "kind" not in section:
         raise UserError("a stage needs a kind", where=where, mend=f"one of {', '.join(sorted(MODULES))}")
-    if not all(part.isidentifier() for part in name.split("-")):
-        raise UserError(f"`{name}` cannot name a stage", where=where, mend="use letters, digits, _ and -")
+    if not all(part.isidentifier() for part in name.split("-")) or len(name) > 64:
+        raise UserError(f"`{name}` cannot name a stage", where=where, mend="use letters, digits, _ and -, at most 64")
     return stage_kind(str(section["kind"]), _where(("stages", name, "kind"), origins))
 
 
@@ -215,6 +280,9 @@ def _validated(model: type[M], data: Any, path: tuple[str, ...], origins: Origin
         return model.model_validate(data)
     except ValidationError as error:
         raise explain(error, model, path, origins) from error
+    except (OSError, RecursionError) as error:  # of a name that is too long, or a file nested too deeply
+        what = f"a file that is named here cannot be read ({error})"
+        raise UserError(what, where=_where(path, origins), mend="name another") from error
 
 
 def explain(error: ValidationError, model: type[BaseModel], path: tuple[str, ...], origins: Origins) -> UserError:
@@ -231,6 +299,9 @@ def explain(error: ValidationError, model: type[BaseModel], path: tuple[str, ...
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | None) else ""
     mend = _doc_at(model, location)
+    if first["type"] == "literal_error" and isinstance(given, str):
+        near = nearest(given, re.findall(r"'([^']+)'", first["ctx"]["expected"]))
+        mend = near if near.startswith("did") else mend
     return UserError(f"{message[:1].lower()}{message[1:]}{shown}", where=where, mend=mend)
 
 
@@ -285,6 +356,11 @@ def _check_references(stages: dict[str, StageConfig], origins: Origins) -> None:
             where = _where(("stages", name.split(".")[0], *role.split(".")), origins)
             if target not in stages:
                 raise UserError(f"no stage `{target}`", where=where, mend=nearest(target, stages))
+            if wanted == "checkpoint":
+                if stages[target].kind != config.kind:
+                    what = f"`{target}` is of kind {stages[target].kind}; a stage goes on from a checkpoint of its own kind"
+                    raise UserError(what, where=where, mend=f"name a stage of kind {config.kind}")
+                continue
             gives = stage_kind(stages[target].kind).output
             if gives != wanted:
                 raise UserError(f"`{target}` gives a {gives}, a {wanted} is needed", where=where, mend="name another stage")

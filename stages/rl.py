@@ -42,12 +42,16 @@ class RLConfig(StageConfig, GRPO):
             raise ValueError("sampling.top_p must be 1 in training: a cut distribution biases the ratio")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0 in training: greedy answers of a group are all the same")
+        if self.rewards.overlong_buffer is not None and self.rewards.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError("rewards.overlong_buffer must not be larger than sampling.max_tokens")
         return self
 
 
 def run(context: StageContext[RLConfig]) -> Result:
     """Train the policy."""
     from stages.engine.deepspeed_engine import Engine
+    from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
+    from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
 
@@ -60,13 +64,17 @@ def run(context: StageContext[RLConfig]) -> Result:
         raise UserError("every problem is held out", where="problems", mend="train on others than `held_out`")
     folder = context.inputs["policy"]
     tokenizer = load_tokenizer(folder)
-    engine = Engine(load_model(folder), config, config.deepspeed, pick_device(config.compute.device))
-    reference = load_model(folder) if config.kl > 0 else None
-    result = Trainer(context, engine, tokenizer, trained, held_out.problems, reference).run()
+    device = pick_device(config.compute.device)
+    ppo, shared = config.algorithm == "ppo", config.critic.model == "shared"
+    scorer = TokenValueScorer if ppo and shared else TokenScorer
+    policy = Engine(scorer(load_model(folder)), config, config.deepspeed, device)
+    reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
+    critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
+    result = Trainer(context, policy, tokenizer, trained, held_out.problems, reference, critic).run()
     result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")
     return result
 
 
-KIND = StageKind(name="rl", version=1, config=RLConfig, output="model", run=run, distributed=True)
+KIND = StageKind(name="rl", version=2, config=RLConfig, output="model", run=run, distributed=True)

@@ -4,11 +4,13 @@ The *base* model is trained on answers that were sampled and found correct and r
 prompts are read.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from stages.engine.settings import DeepSpeedName
+from stages.problems.rows import read_rows
 from stages.store.config import DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
@@ -36,18 +38,14 @@ class SFTConfig(StageConfig, Supervised):
 
 def run(context: StageContext[SFTConfig]) -> Result:
     """Train on the dataset."""
-    import pyarrow.parquet as pq
-
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.rows import Text
+    from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.train import train
 
     config = context.config
-    path = context.inputs["data"] / "train.parquet"
-    rows = pq.read_table(path, columns=["prompt", "completion"]).to_pylist()
-    if not rows:
-        raise UserError("the dataset has no rows", where=str(path), mend="loosen the filters of the stage that made it")
+    texts = load_texts(context.inputs["data"] / "train.parquet")
     tokenizer = load_tokenizer(context.inputs["model"])
     model = load_model(context.inputs["model"])
     end = tokenizer.eos_token_id
@@ -55,13 +53,31 @@ def run(context: StageContext[SFTConfig]) -> Result:
         mend = "set eos_token in its tokenizer_config.json"
         raise UserError("the tokenizer has no end token, so no answer would end", where=str(context.inputs["model"]), mend=mend)
     documents = [
-        Text(tokenizer(row["prompt"]).input_ids, [*tokenizer(row["completion"], add_special_tokens=False).input_ids, end])
-        for row in rows
+        Text(tokenizer(prompt).input_ids, [*tokenizer(completion, add_special_tokens=False).input_ids, end])
+        for prompt, completion in texts
     ]
-    engine = Engine(model, config, config.deepspeed, pick_device(config.compute.device))
+    engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
     metrics = train(context, engine, tokenizer, documents, config.epochs * len(documents), config)
     tokens = config.epochs * sum(len(d.prompt) + len(d.completion) for d in documents)
     return Result(metrics=metrics | {"documents": float(len(documents))}, tokens=tokens)
+
+
+def load_texts(path: Path) -> list[tuple[str, str]]:
+    """Prompt and completion of each row of a dataset.
+
+    Raises UserError when a row has none: a dataset is a stage's output, in which nothing is left out.
+    """
+    mend = "compute the stage that made it again (--fresh)"
+    texts = []
+    for row in read_rows(path):
+        prompt, completion = row.values.get("prompt"), row.values.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            what = f"row {row.number} has no text in `prompt` and `completion`"
+            raise UserError(what, where=str(path), mend=mend)
+        texts.append((prompt, completion))
+    if not texts:
+        raise UserError("the dataset has no rows", where=str(path), mend="loosen the filters of the stage that made it")
+    return texts
 
 
 KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)

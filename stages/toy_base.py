@@ -60,6 +60,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
 
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.rows import Text
+    from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import pick_device
     from stages.supervised.train import train
 
@@ -90,7 +91,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     for question, text in toy_documents(config.documents, count, config.seed):
         prompt = [table[symbol] for symbol in question]
         documents.append(Text(prompt, [*tokenizer(text).input_ids, end]))
-    engine = Engine(model, config, config.deepspeed, pick_device(config.compute.device))
+    engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
     metrics = train(context, engine, tokenizer, documents, count, config)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(d.prompt) + len(d.completion) for d in documents)

@@ -43,3 +43,26 @@ def tiny_llama(seed: int = 0, vocabulary: int = 32, *, tied: bool = False):
             if parameter.dim() == 2:
                 parameter.mul_(8)
     return model
+
+
+def group_of(number, prompt, completions, rewards, *, logprobs=None, verdicts=None, finishes=None):
+    """A scored group with the given tokens and rewards."""
+    from stages.problems.episode import Episode, Group, Problem, Reward
+
+    problem = Problem(id=f"p{number}", question=f"q{number}", answer="a", source="s")
+    group = Group(problem)
+    for sample, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):
+        group.episodes.append(
+            Episode(
+                problem=problem,
+                sample=sample,
+                prompt="",
+                prompt_ids=list(prompt),
+                completion_ids=list(completion),
+                logprobs=list(logprobs[sample]) if logprobs else [-1.0] * len(completion),
+                text="",
+                finish=finishes[sample] if finishes else "stop",
+                reward=Reward(total=reward, parts={}, verdict=verdicts[sample] if verdicts else "right"),
+            )
+        )
+    return group

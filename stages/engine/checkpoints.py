@@ -1,110 +1,281 @@
-"""Checkpoints at step boundaries: written aside, COMPLETE last, renamed; the newest whole one is resumed from."""
+"""Checkpoints at step boundaries: written aside and in the background, COMPLETE last, renamed; the newest whole one wins.
 
-import json
+A checkpoint is `step-000120/`: state.json (counters), `<part>-rank<n>.safetensors` (each rank's share of a model's or a
+reference's tensors, whole parameters: see whole_state.py), a copy of the journal, and COMPLETE, the sha256 and size of all
+others. What is written is what the tensors were when `begin` was called, however far training has gone meanwhile.
+"""
+
+import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from stages.engine import ranks
-from stages.store.errors import UserError
-from stages.store.files import TEMPORARY, digest_file, files_below, publish_folder, read_json, write_json
+from stages.engine.settings import Checkpoints
+from stages.store.errors import StageFailed, UserError
+from stages.store.files import TEMPORARY, digest_file, publish_folder, read_json, remove, sync_file, write_bytes, write_json
 
 COMPLETE = "COMPLETE"
-"""Name of the file that makes a checkpoint whole: sha256 and size of all others."""
+"""Name of the file that makes a checkpoint whole."""
+JOURNAL = "journal.jsonl"
+"""Name of the journal, and of a checkpoint's copy of it as it was: what a damaged journal is mended from."""
+SPARE = 1.1
+"""A checkpoint is begun when the disk has so many times its size free."""
+
+Digests = dict[str, list[Any]]
 
 
 def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write(
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    save: Callable[[Path], None],
-    layout: dict[str, Any],
-    *,
-    main: bool,
-    keep: int,
-) -> None:
-    """Write the checkpoint of `step` finished steps. Every rank calls it; `save` writes the rank's part into a folder.
+class Checkpointer:
+    """A stage's checkpoints. Every rank has one and calls everything on it."""
 
-    state: JSON values beside the engine's (counters, best step); layout: how the engine's part is laid out, the engine's
-    `layout`. All but the newest `keep` checkpoints are removed.
-    """
-    temporary = folder / f"{TEMPORARY}{_name(step)}"
-    if main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    ranks.barrier()
-    save(temporary)
-    ranks.barrier()
-    if main:
-        write_json(temporary / "state.json", {"step": step, "layout": layout, **state})
-        whole = {f.relative_to(temporary).as_posix(): [digest_file(f), f.stat().st_size] for f in files_below(temporary)}
-        write_json(temporary / COMPLETE, whole)
-        publish_folder(temporary, folder / _name(step))
-        for old in steps(folder)[:-keep]:
-            shutil.rmtree(folder / _name(old))
-    ranks.barrier()
+    def __init__(self, folder: Path, settings: Checkpoints, rank: int) -> None:
+        self.folder, self.settings, self.rank = folder, settings, rank
+        self._pending: _Pending | None = None
+
+    def begin(self, step: int, state: dict[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Begin to write the checkpoint of `step` finished steps; `finish` makes it whole.
+
+        state: JSON values, those of rank 0 count; parts: part -> this rank's tensors, which must not change any more.
+        Raises StageFailed when the disk has no room for it; what is there already stays.
+        """
+        self.finish()
+        temporary = self.folder / f"{TEMPORARY}{_name(step)}"
+        if self.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        sizes = ranks.gather(sum(t.numel() * t.element_size() for part in parts.values() for t in part.values()))
+        free = shutil.disk_usage(self.folder).free
+        if sum(sizes) * SPARE > free:
+            raise StageFailed(
+                f"no room for a checkpoint: {sum(sizes) * SPARE / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free "
+                f"at {self.folder}; the last whole checkpoint stands: make room and go on with `r1 resume`"
+            )
+        journal = self.folder.parent / JOURNAL
+        lines = journal.read_bytes() if self.rank == 0 and journal.exists() else b""
+        self._pending = _Pending(temporary, step, state, lines, parts, self.rank)
+
+    def finish(self) -> None:
+        """Wait for what was begun, and publish it. Nothing happens when nothing was begun."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        told = ranks.gather(pending.wait())
+        errors = [error for _, error in told if error]
+        if errors:
+            shutil.rmtree(pending.folder, ignore_errors=True)
+            raise StageFailed(
+                f"the checkpoint of step {pending.step} could not be written: {errors[0]}; the last whole one stands"
+            )
+        if self.rank == 0:
+            files: Digests = {name: found for digests, _ in told for name, found in digests.items()}
+            state = {"step": pending.step, "fingerprint": fingerprint_beside(self.folder), **pending.state}
+            write_json(pending.folder / "state.json", state)
+            write_bytes(pending.folder / JOURNAL, pending.journal)
+            for name in ("state.json", JOURNAL):
+                files[name] = [digest_file(pending.folder / name), (pending.folder / name).stat().st_size]
+            write_json(pending.folder / COMPLETE, dict(sorted(files.items())))
+            publish_folder(pending.folder, self.folder / _name(pending.step))
+            self._retain()
+
+    def _retain(self) -> None:
+        """Remove all but the newest, and those that are kept for good."""
+        for step in steps(self.folder)[: -self.settings.keep]:
+            if not (self.settings.keep_every and step % self.settings.keep_every == 0):
+                remove(self.folder / _name(step))
+
+    def restore(self, world_size: int, continues: Path | None = None) -> "Stored | None":
+        """The newest whole checkpoint, or `continues`, another stage's, when there is none; None without either.
+
+        Newer, broken ones are named on standard error and set aside. That it was written by another number of ranks is said;
+        it reads the same. Raises UserError when `continues` is not whole.
+        """
+        found = ranks.gather(_chosen(self.folder) if self.rank == 0 else None)[0]
+        if found is None and continues is not None:
+            if reason := broken(continues):
+                raise UserError(f"the checkpoint is not whole: {reason}", where=str(continues), mend="continue another one")
+            found = continues
+        if found is None:
+            return None
+        stored = Stored(found)
+        if self.rank == 0 and stored.ranks != world_size:
+            print(
+                f"checkpoint {found.name} was written by {stored.ranks} processes and goes on with {world_size}: "
+                "from here on the numbers are equal within rounding, not to the bit",
+                file=sys.stderr,
+                flush=True,
+            )
+        return stored
+
+
+class _Pending:
+    """A checkpoint that is being written by this rank's thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        state: dict[str, Any],
+        journal: bytes,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        rank: int,
+    ) -> None:
+        self.folder, self.step, self.state, self.journal = folder, step, state, journal
+        self._parts, self._rank = parts, rank
+        self._digests: Digests = {}
+        self._error = ""
+        self._thread = threading.Thread(target=self._write, daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _write(self) -> None:
+        try:
+            for part, tensors in self._parts.items():
+                file = self.folder / f"{part}-rank{self._rank}.safetensors"
+                save_file(dict(tensors), file)
+                sync_file(file)
+                self._digests[file.name] = [digest_file(file), file.stat().st_size]
+        except (OSError, SafetensorError) as error:  # a full disk comes as either
+            self._error = str(error)
+
+    def wait(self) -> tuple[Digests, str]:
+        """What this rank has written, and why it could not."""
+        self._thread.join()
+        return self._digests, self._error
+
+
+class Stored:
+    """A whole checkpoint on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] = read_json(path / "state.json")
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks wrote it."""
+        return len(list(self.path.glob("policy-rank*.safetensors")))
+
+    def steps_done(self, steps: int, *, continued: bool) -> int:
+        """How many steps are done. Raises UserError when that is more than `steps`, or leaves none of them to continue with."""
+        step: int = self.state["step"]
+        if step > steps or (continued and step == steps):
+            raise UserError(
+                f"the checkpoint is of step {step}, the stage ends at {steps}", where="steps", mend="make it larger"
+            )
+        return step
+
+    @property
+    def journal(self) -> Path:
+        """The journal as it was."""
+        return self.path / JOURNAL
+
+    def has(self, part: str) -> bool:
+        """Whether there is such a part."""
+        return any(self.path.glob(f"{part}-rank*.safetensors"))
+
+    def part(self, name: str) -> "StoredPart":
+        """The tensors of a part, of all ranks that wrote it."""
+        return StoredPart(sorted(self.path.glob(f"{name}-rank*.safetensors")))
+
+
+class StoredPart:
+    """Reads tensors by name, whichever file they are in."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._place = str(files[0].parent) if files else ""
+        self._files = [safe_open(file, framework="pt") for file in files]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  no mapping
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor of that name, on the CPU.
+
+        Raises UserError when there is none: the checkpoint is of another model, or without an optimizer's moments.
+        """
+        if name not in self._where:
+            mend = "start the stage again with --fresh"
+            raise UserError(f"the checkpoint has no tensor `{name}`", where=self._place, mend=mend)
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
 
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints there, sorted; whether they are whole is not looked at."""
-    found = (re.fullmatch(r"step-(\d+)", p.name) for p in folder.glob("step-*"))
-    return sorted(int(m.group(1)) for m in found if m)
+    found = (re.fullmatch(r"step-([0-9]+)", p.name) for p in folder.glob("step-*"))
+    numbers = sorted(int(m.group(1)) for m in found if m)
+    return [step for step in numbers if (folder / _name(step)).exists()]
 
 
 def states(folder: Path) -> list[dict[str, Any]]:
-    """The state that each checkpoint there was written with."""
-    return [read_json(folder / _name(step) / "state.json") for step in steps(folder)]
+    """The state that each checkpoint there was written with; one that is not what was written is left out."""
+    found = []
+    for path in (folder / _name(step) for step in steps(folder)):
+        with contextlib.suppress(*_UNREADABLE):
+            if digest_file(path / "state.json") == _listed(path)["state.json"][0]:
+                found.append(read_json(path / "state.json"))
+    return found
 
 
-def _broken(path: Path) -> str:
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def _listed(path: Path) -> dict[str, tuple[str, int]]:
+    """Name -> sha256 and size of the files of a checkpoint, as its COMPLETE says. Raises one of `_UNREADABLE`."""
+    return {str(name): (str(digest), int(size)) for name, (digest, size) in read_json(path / COMPLETE).items()}
+
+
+def fingerprint_beside(folder: Path) -> str | None:
+    """Fingerprint of the stage whose checkpoints lie in `folder`; None when its config cannot tell."""
     try:
-        whole = read_json(path / COMPLETE)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return str(read_json(folder.parent / "config.json")["fingerprint"])
+    except _UNREADABLE:
+        return None
+
+
+def broken(path: Path) -> str:
+    """Why a checkpoint is not whole, or not the one that its place says; empty when all is well."""
+    try:
+        listed = _listed(path)
+    except OSError:
         return "it has no COMPLETE file"
-    for name, (digest, size) in whole.items():
+    except _UNREADABLE:
+        return "its COMPLETE file is damaged"
+    if "state.json" not in listed:
+        return "its COMPLETE file is damaged"
+    for name, (digest, size) in listed.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size or digest_file(file) != digest:
             return f"`{name}` is not what it was"
-    return ""
+    if more := {file.name for file in path.glob("*.safetensors")} - listed.keys():
+        return f"`{min(more)}` does not belong to it"
+    stored = Stored(path)
+    if not stored.has("policy"):
+        return "it is of another version"
+    if path.name != _name(stored.state.get("step", 0)):
+        return f"it is of step {stored.state.get('step')}"
+    own = fingerprint_beside(path.parent)
+    return "" if stored.state.get("fingerprint", own) == own else "it belongs to another stage"
 
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint whose every file is what was written; broken ones are named on standard error and passed over."""
     for step in reversed(steps(folder)):
         path = folder / _name(step)
-        reason = _broken(path)
+        reason = broken(path)
         if not reason:
             return path
         print(f"checkpoint {path.name} is passed over: {reason}", file=sys.stderr, flush=True)
     return None
-
-
-def restore(folder: Path, load: Callable[[Path], None], layout: dict[str, Any], *, main: bool) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint and return its state; None when there is none. Every rank calls it.
-
-    Raises UserError when it was written under another ZeRO stage or number of ranks.
-    """
-    chosen = ranks.gather(_chosen(folder) if main else None)[0]
-    if chosen is None:
-        return None
-    state: dict[str, Any] = read_json(chosen / "state.json")
-    if state["layout"] != layout:
-        # Converting between layouts is possible for some of them; loading one as another is not.
-        was, now = (f"{given['zero']} on {given['ranks']} processes" for given in (state["layout"], layout))
-        raise UserError(
-            f"the checkpoint was written under {was}; it cannot go on under {now}",
-            where=str(chosen),
-            mend="set `deepspeed` and `compute.processes` back, or begin again with `--fresh STAGE`",
-        )
-    load(chosen)
-    return state
 
 
 def _chosen(folder: Path) -> Path | None:
@@ -113,6 +284,9 @@ def _chosen(folder: Path) -> Path | None:
     for step in steps(folder):
         path = folder / _name(step)
         if chosen is None or path.name > chosen.name:
-            shutil.rmtree(folder / f"broken-{path.name}", ignore_errors=True)
-            path.rename(folder / f"broken-{path.name}")
+            aside = folder / f"broken-{path.name}"
+            if aside.is_file():  # where a folder should be
+                aside.unlink()
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
     return chosen

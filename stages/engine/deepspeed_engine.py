@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from stages.engine import ranks
 from stages.engine.rows import Rows, Text, batch_rows, pad_rows
-from stages.engine.scorer import TokenScorer, chunks_for
+from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Optimizer, deepspeed_settings
+from stages.engine.whole_state import read_state, write_state
+from stages.store import heartbeat
 
 # DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
 # all-reduce uses it, and training never calls that.
@@ -29,14 +31,14 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 class Engine:
     """A model under DeepSpeed."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, zero: str, device: str) -> None:
-        """Hand `model` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file)."""
+    def __init__(self, scorer: Scorer, optimizer: Optimizer, zero: str, device: str) -> None:
+        """Hand `scorer` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file)."""
         ranks.join(device)
         self.settings = optimizer
         self.device = ranks.local_device(device)
-        model.config.use_cache = False  # type: ignore[union-attr]
-        scorer = TokenScorer(model.to(self.device))
-        scorer.train()
+        scorer.model.config.use_cache = False  # type: ignore[union-attr]
+        # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
+        scorer.to(self.device).eval()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
@@ -62,18 +64,14 @@ class Engine:
         self._copy: nn.Module | None = None
 
     @property
-    def layout(self) -> dict[str, Any]:
-        """How a checkpoint's files are cut: DeepSpeed loads them only into the same."""
-        return {"zero": f"ZeRO-{self.zero_stage}", "ranks": self.world_size}
-
-    @property
     def model(self) -> Any:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
 
-    def score(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of rows, with gradient where enabled."""
-        scored: tuple[Tensor, Tensor] = self.engine(*arguments)
+    def score(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """What the scorer says of rows, with gradient where enabled."""
+        heartbeat.progress()
+        scored: tuple[Tensor, ...] = self.engine(rows.to(self.device), temperature)
         return scored
 
     def equalise(self, mine: list[Rows], filler: Sequence[Text]) -> list[Rows]:
@@ -100,7 +98,7 @@ class Engine:
             group["lr"] = lr
         # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
         norm = (
-            nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
             if self.zero_stage == 0
             else None
         )
@@ -123,14 +121,18 @@ class Engine:
         """
         if self.zero_stage < 3:
             return self.model
-        with self.whole_weights() as source:
-            if self._copy is None:
+        if self._copy is None:
+            with self.whole_weights() as source:
                 self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
                 self._copy.generation_config = source.generation_config
-            with torch.no_grad():
-                for mine, theirs in zip(self._copy.parameters(), source.parameters(), strict=True):
-                    mine.copy_(theirs.data)
+        self.copy_weights(self._copy)
         return self._copy
+
+    def copy_weights(self, model: nn.Module) -> None:
+        """Give `model`, of the same architecture, the weights of now. Every rank calls it."""
+        with self.whole_weights() as source, torch.no_grad():
+            for mine, theirs in zip(model.parameters(), source.parameters(), strict=True):
+                mine.copy_(theirs.data)
 
     def save_model(self, folder: Path, tokenizer: Any, main: bool) -> None:
         """Write a Hugging Face model folder. Every rank calls it; rank 0 (`main`) writes."""
@@ -144,12 +146,10 @@ class Engine:
                 tokenizer.save_pretrained(folder)
         ranks.barrier()
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's checkpoint (weights, optimizer) below `folder`. Every rank calls it."""
-        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+    def state(self) -> dict[str, Tensor]:
+        """The share of this rank of all that the next step depends on, copied to the CPU. Every rank calls it."""
+        return read_state(self.engine, self.rank, self.world_size)
 
-    def load(self, folder: Path) -> None:
-        """Restore weights and optimizer from `folder`. Every rank calls it."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_lr_scheduler_states=False)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed did not load {folder}")
+    def restore(self, stored: Callable[[str], Tensor]) -> None:
+        """Take the state from a checkpoint, whatever ZeRO stage and number of ranks wrote it. Every rank calls it."""
+        write_state(self.engine, stored)

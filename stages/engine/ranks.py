@@ -34,6 +34,8 @@ def any_rank(flag: bool) -> bool:
 
 def gather(item: T) -> list[T]:
     """Every rank's item, in the order of ranks, on every rank."""
+    if dist.get_world_size() == 1:
+        return [item]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, item)
     return found

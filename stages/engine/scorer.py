@@ -1,4 +1,4 @@
-"""The module that DeepSpeed trains: a causal language model that says how likely given tokens are.
+"""The modules that DeepSpeed trains: causal language models that say how likely given tokens are, and what prefixes are worth.
 
 Only tokens that are predicted go through the language-model head, in chunks that are computed again in the backward pass, so
 no array of tokens × vocabulary lives longer than its chunk. The logits are divided by the sampling temperature, so that the
@@ -23,8 +23,8 @@ def chunks_for(predicted: int) -> int:
     return max(1, -(-predicted // CHUNK))
 
 
-class TokenScorer(nn.Module):
-    """Wraps a Hugging Face causal language model (`.model`)."""
+class Scorer(nn.Module):
+    """Wraps a Hugging Face causal language model (`.model`) to read packed rows."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,10 +43,9 @@ class TokenScorer(nn.Module):
         # with padding_idx set, its gradient would be dropped in silence.
         model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
 
-    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each predicted token.
+    def hidden(self, rows: Rows) -> Tensor:
+        """(N, hidden) the decoder's output at the token before each predicted one.
 
-        Returns two float32 tensors of shape (N,); entropy (in nats) carries no gradient.
         Raises UserError for a text longer than the model's window (packed rows know no sliding windows).
         """
         if self.longest is not None and int(rows.positions.max()) >= self.longest:
@@ -55,9 +54,14 @@ class TokenScorer(nn.Module):
                 where="sampling.max_tokens",
                 mend="make it smaller",
             )
-        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()  # type: ignore[operator]
+        decoder = self.model.get_decoder()  # type: ignore[operator]
         output = decoder(input_ids=rows.tokens, attention_mask=rows.visible(), position_ids=rows.positions, use_cache=False)
-        hidden = output.last_hidden_state.flatten(0, 1)[rows.predictor]  # (N, hidden)
+        found: Tensor = output.last_hidden_state.flatten(0, 1)[rows.predictor]
+        return found
+
+    def likelihoods(self, hidden: Tensor, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each predicted token, (N,) float32 each, from the `hidden` of `rows`."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
 
         def chunk(part: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             logp = torch.log_softmax(head(part).float() / temperature, dim=-1)  # (n, vocabulary)
@@ -71,3 +75,49 @@ class TokenScorer(nn.Module):
         else:
             parts = [checkpoint(chunk, h, t, use_reentrant=False) for h, t in pieces]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+class TokenScorer(Scorer):
+    """Says how likely given tokens are."""
+
+    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """Log-probability and entropy of each predicted token.
+
+        Returns two float32 tensors of shape (N,); entropy (in nats) carries no gradient.
+        Raises UserError for a text longer than the model's window.
+        """
+        return self.likelihoods(self.hidden(rows), rows, temperature)
+
+
+class ValueScorer(Scorer):
+    """PPO's value model: a language model's decoder with a head of its own that says what a prefix is worth."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.head = value_head(model)
+        model.set_output_embeddings(nn.Identity())  # type: ignore[operator]  # nothing is predicted here
+
+    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:  # noqa: ARG002  as TokenScorer's
+        """(N,) float32: the value of what stands before each predicted token."""
+        return (self.head(self.hidden(rows)).float().squeeze(-1),)
+
+
+class TokenValueScorer(TokenScorer):
+    """A policy with a value head on it: PPO with a shared value model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.head = value_head(model)
+
+    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """Log-probability, entropy and value: as TokenScorer's and ValueScorer's together."""
+        hidden = self.hidden(rows)
+        return *self.likelihoods(hidden, rows, temperature), self.head(hidden).float().squeeze(-1)
+
+
+def value_head(model: nn.Module) -> nn.Linear:
+    """A linear head that says 0 of everything: it has seen nothing yet."""
+    head = nn.Linear(model.config.hidden_size, 1, dtype=next(model.parameters()).dtype)  # type: ignore[union-attr,arg-type]
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head

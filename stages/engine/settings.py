@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from stages.store.config import EXECUTION, Config
+from stages.store.config import EXECUTION, CheckpointRef, Config
 from stages.store.errors import UserError
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
@@ -25,8 +25,7 @@ def _known(name: str) -> str:
 
 
 DeepSpeedName = Annotated[str, AfterValidator(_known), EXECUTION]
-"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result;
-a stage that has a checkpoint goes on only under the ZeRO stage it was written under."""
+"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result."""
 
 
 def deepspeed_file(name: str) -> Path:
@@ -83,6 +82,15 @@ class Optimizer(Config):
         return self.lr * (self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+class Training(Optimizer):
+    """What every training stage has."""
+
+    continues: CheckpointRef | None = None
+    """`STAGE@STEP`: start from that stage's checkpoint, optimizer and all, instead of from the beginning: more steps, or other
+    settings from a step on. Steps are counted on from there, so `steps` must be larger. The checkpoint must still be there: of
+    a finished stage the last two are, and those of `checkpoints.keep_every`."""
+
+
 class Checkpoints(Config):
     """When checkpoints are written. None of it changes the result."""
 
@@ -90,3 +98,5 @@ class Checkpoints(Config):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """The newest checkpoints that are kept."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of every so many steps are kept for good; null: none."""

@@ -1,8 +1,12 @@
-"""Collect: draw problems, sample a group of answers to each, score them."""
+"""Collect: draw problems, sample a group of answers to each, score them, and draw again where a group carries no signal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from stages.engine import ranks
+from stages.grpo.advantages import zero_variance
+from stages.grpo.metrics import rewards_of
+from stages.grpo.sampler import ProblemSampler
 from stages.problems.episode import Group, Problem
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards, score
@@ -10,26 +14,81 @@ from stages.rollout.groups import sample_groups
 from stages.rollout.protocol import Rollout, Sampling
 
 
-def collect(
-    rollout: Rollout,
-    problems: Sequence[Problem],
-    template: Template,
-    sampling: Sampling,
-    rewards: Rewards,
-    samples: int,
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> list[Group]:
-    """Scored groups, one per problem, in their order, the same list on every rank.
+@dataclass
+class Scene:
+    """What sampling needs beside problems: the same on every rank but for `rank`."""
 
-    Each rank samples its share; ranks meet once afterwards, so they may decode unequally long.
+    rollout: Callable[[], Rollout]
+    """Gives the engine, with the policy's weights of now."""
+    template: Template
+    sampling: Sampling
+    rewards: Rewards
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def sample(
+        self, problems: Sequence[Problem], samples: int, purpose: str, step: int, rollout: Rollout | None = None
+    ) -> list[Group]:
+        """Scored groups, one per problem, in their order, the same list on every rank.
+
+        Each rank samples its share; ranks meet once afterwards, so they may decode unequally long. The random numbers of an
+        answer depend on (seed, purpose, step, question, sample number) alone.
+        """
+        mine = list(problems[self.rank :: self.world_size])
+        rollout = rollout or self.rollout()
+        groups = (
+            sample_groups(rollout, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
+            if mine
+            else []
+        )
+        episodes = [episode for group in groups for episode in group.episodes]
+        score(self.rewards, episodes, max_tokens=self.sampling.max_tokens, key=f"{self.seed}-{purpose}-{step}")
+        shares = ranks.gather(groups)
+        return [shares[index % self.world_size][index // self.world_size] for index in range(len(problems))]
+
+
+@dataclass
+class Collected:
+    """The answers of a step."""
+
+    groups: list[Group]
+    """Those to be trained on."""
+    drawn: list[Group]
+    """All that were sampled, in order: what metrics and records are made of, for the choice would flatter them."""
+    position: int
+    """Where the sampler stands afterwards."""
+    resamples: int = 0
+    """Further draws."""
+
+
+def collect(
+    scene: Scene, sampler: ProblemSampler, position: int, *, questions: int, samples: int, step: int, max_resamples: int = 0
+) -> Collected:
+    """Sample `questions` groups from the sampler's `position` on.
+
+    With `max_resamples` (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2) groups whose rewards are all equal are left
+    out and as many further problems drawn, so many times at most; what is then lacking is lacking. DAPO
+    looks at right and wrong alone; here a difference in format or length is a signal too.
     """
-    mine = list(problems[rank::world_size])
-    groups = sample_groups(rollout, mine, template, sampling, samples, seed=seed, purpose=purpose, step=step) if mine else []
-    score(rewards, [episode for group in groups for episode in group.episodes])
-    shares = ranks.gather(groups)
-    return [shares[index % world_size][index // world_size] for index in range(len(problems))]
+    problems, position = sampler.draw(position, questions)
+    rollout = scene.rollout()
+    drawn = scene.sample(problems, samples, "train", step, rollout)
+    if not max_resamples:
+        return Collected(drawn, drawn, position)
+    kept = [group for group in drawn if has_signal(group)]
+    resamples = 0
+    while len(kept) < questions and resamples < max_resamples:
+        problems, position = sampler.draw(position, questions - len(kept), taken=[group.problem for group in drawn])
+        if not problems:
+            break
+        resamples += 1
+        more = scene.sample(problems, samples, "train", step, rollout)
+        drawn = drawn + more
+        kept += [group for group in more if has_signal(group)]
+    return Collected(kept, drawn, position, resamples)
+
+
+def has_signal(group: Group) -> bool:
+    """Whether the rewards of a group differ."""
+    return not bool(zero_variance(*rewards_of([group])))

@@ -9,34 +9,59 @@ from statistics import fmean, pstdev
 import torch
 
 from stages.grpo.advantages import zero_variance
-from stages.problems.episode import Episode, Group
+from stages.problems.episode import PARTS, Episode, Group
+from stages.rewards.reflection import reflective_words
 
 NAMES = {
-    "train/loss": "policy loss plus weighted KL, of the whole batch",
+    "train/loss": "policy loss plus weighted KL (and a shared value model's loss); as all train/, mean over a step's updates",
     "train/lr": "learning rate of the step",
     "train/grad_norm": "global norm of the gradient before clipping",
     "train/kl": "k3 against the reference, mean over trained tokens (only with a reference)",
     "train/entropy": "entropy of the policy in nats, mean over trained tokens",
-    "train/clip_fraction_low": "share of trained tokens whose gradient the lower clip took away",
-    "train/clip_fraction_high": "share of trained tokens whose gradient the upper clip took away",
+    "train/clip_fraction_low": "share of trained tokens whose gradient the lower clip took away (cispo: bounded)",
+    "train/clip_fraction_high": "share of trained tokens whose gradient the upper or dual clip took away (cispo: bounded)",
+    "train/ratio_max": "largest ratio of policy and sampling policy on a token; 1 when on-policy",
+    "train/importance": "truncated importance weight, mean over trained tokens; 1: sampler and trainer agree (with a cap)",
     "train/mismatch_kl": "k3 between sampler and trainer on the sampled tokens; healthy below 1e-3",
     "train/mismatch_max": "largest difference of sampler's and trainer's log-probability on a token",
+    "train/updates": "optimizer steps of the policy in the step",
+    "value/loss": "value loss, mean over tokens (PPO)",
+    "value/clip_fraction": "share of tokens whose gradient the clip of the value loss took away (PPO)",
+    "value/grad_norm": "global norm of an own value model's gradient before clipping (PPO)",
+    "value/explained_variance": "1 - Var(returns - values) / Var(returns) before the updates: 1 perfect, 0 a constant (PPO)",
+    "value/mean": "value before the updates, mean over tokens (PPO)",
+    "value/return": "return, mean over tokens (PPO)",
     "reward/total": "weighted reward, mean over answers",
     "reward/std": "its standard deviation over answers",
     "reward/accuracy": "share of right answers, without verdict counted as not right",
     "reward/format": "share of answers in the strict format",
     "reward/language": "share of the thinking in the target language, mean over answers that think",
+    "reward/overlong": "soft punishment of answers near the limit, -1 to 0, mean (only with `rewards.overlong`)",
+    "reward/random": "fair coin of the control arm, mean (only with `rewards.random`)",
+    "reward/accuracy_std": "standard deviation over answers, as for the following",
+    "reward/format_std": "of the format",
+    "reward/language_std": "of the language",
+    "reward/overlong_std": "of the overlong punishment",
+    "reward/random_std": "of the coin",
+    "reward/kl_penalty": "what an answer pays for its KL, mean over those trained on (only with a KL in the reward)",
     "rollout/length": "tokens of an answer, mean",
     "rollout/length_right": "tokens of a right answer, mean",
     "rollout/length_wrong": "tokens of a wrong answer, mean",
     "rollout/truncated": "share of answers cut at the limit",
     "rollout/no_verdict": "share of answers the verifier had no verdict on",
     "rollout/zero_variance": "share of groups whose rewards are all equal: they carry no signal",
+    "rollout/pass_at_k": "share of problems with at least one right answer among their k = `samples`",
+    "rollout/reflective_words": "words such as wait, check, however in an answer, mean",
+    "rollout/groups": "groups trained on (only with dynamic sampling)",
+    "rollout/resamples": "further draws of dynamic sampling",
     "eval/reward": "weighted reward on held-out problems",
     "eval/accuracy": "share of right answers on held-out problems",
     "eval/format": "share in the strict format on held-out problems",
     "eval/language": "share of the thinking in the target language on held-out problems",
+    "eval/overlong": "soft punishment of answers near the limit on held-out problems",
+    "eval/random": "fair coin of the control arm on held-out problems",
     "eval/length": "tokens of an answer on held-out problems, mean",
+    "eval/pass_at_k": "share of held-out problems with at least one right answer (with more than one sample)",
     "time/step": "seconds of the step",
     "time/sample": "seconds of sampling and scoring",
     "time/update": "seconds of preparing and updating",
@@ -47,27 +72,31 @@ NAMES = {
 
 
 def reward_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Mean reward and its parts."""
+    """Mean and spread of the reward and of its parts."""
     found = {
         "reward/total": fmean(e.scored.total for e in episodes),
         "reward/std": pstdev([e.scored.total for e in episodes]),
     }
-    for part in ("accuracy", "format", "language"):
+    for part in PARTS:
         values = [e.scored.parts[part] for e in episodes if part in e.scored.parts]
         if values:
             found[f"reward/{part}"] = fmean(values)
+            found[f"reward/{part}_std"] = pstdev(values)
     return found
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Lengths, truncation, verdicts, groups without signal."""
+    """Lengths, truncation, verdicts, groups without signal, pass@k, reflective words."""
     episodes = [episode for group in groups for episode in group.episodes]
     found = {
         "rollout/length": fmean(len(e.completion_ids) for e in episodes),
         "rollout/truncated": fmean(float(e.truncated) for e in episodes),
         "rollout/no_verdict": fmean(float(e.scored.verdict == "none") for e in episodes),
-        "rollout/zero_variance": fmean(float(zero_variance(*rewards(group))) for group in groups),
+        "rollout/pass_at_k": pass_at_k(groups),
+        "rollout/reflective_words": fmean(reflective_words(e.text) for e in episodes),
     }
+    if len(groups[0].episodes) > 1:
+        found["rollout/zero_variance"] = float(zero_variance(*rewards_of(groups)).double().mean())
     for verdict in ("right", "wrong"):
         lengths = [len(e.completion_ids) for e in episodes if e.scored.verdict == verdict]
         if lengths:
@@ -75,7 +104,24 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return found
 
 
-def rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, G) rewards of a group in float64, and (1, G) whether each has a verdict."""
-    totals = torch.tensor([[e.scored.total for e in group.episodes]], dtype=torch.float64)
-    return totals, torch.tensor([[e.scored.verdict != "none" for e in group.episodes]])
+def held_out_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """The metrics of an evaluation during training, under `eval/`."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    means = {name: value for name, value in reward_metrics(episodes).items() if not name.endswith("std")}
+    found = {f"eval/{name.removeprefix('reward/')}": value for name, value in means.items()}
+    found["eval/reward"] = found.pop("eval/total")
+    found["eval/length"] = fmean(len(e.completion_ids) for e in episodes)
+    if len(groups[0].episodes) > 1:
+        found["eval/pass_at_k"] = pass_at_k(groups)
+    return found
+
+
+def pass_at_k(groups: Sequence[Group]) -> float:
+    """Share of groups with at least one right answer."""
+    return fmean(float(any(e.scored.verdict == "right" for e in group.episodes)) for group in groups)
+
+
+def rewards_of(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(groups, G) rewards in float64, and (groups, G) whether each has a verdict."""
+    totals = torch.tensor([[e.scored.total for e in group.episodes] for group in groups], dtype=torch.float64)
+    return totals, torch.tensor([[e.scored.verdict != "none" for e in group.episodes] for group in groups])

@@ -11,20 +11,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.engine import checkpoints, ranks
+from stages.engine import ranks
+from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.scorer import TokenScorer
-from stages.grpo.collect import collect
-from stages.grpo.metrics import reward_metrics, rollout_metrics
+from stages.grpo.collect import Collected, Scene, collect
+from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
 from stages.grpo.prepare import prepare
+from stages.grpo.reference import Reference
 from stages.grpo.sampler import ProblemSampler
 from stages.grpo.select import Selection
-from stages.grpo.update import update
-from stages.problems.episode import Group, Problem
+from stages.grpo.update import UpdateStats, update
+from stages.problems.episode import Problem
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import Interrupted
-from stages.store.files import whole_folder
+from stages.store.errors import Interrupted, UserError
+from stages.store.files import digest_path, remove, whole_folder
 from stages.store.stage import Result, StageContext
 from stages.tracking.journal import Journal
 
@@ -35,20 +36,38 @@ class Trainer:
     def __init__(
         self,
         context: StageContext[Any],
-        engine: Engine,
+        policy: Engine,
         tokenizer: Any,
         problems: Sequence[Problem],
         held_out: Sequence[Problem],
-        reference: Any = None,
+        reference: Reference | None = None,
+        critic: Engine | None = None,
     ) -> None:
-        """`reference`: a model with frozen weights for the KL term; None without one."""
-        self.context, self.config, self.engine, self.tokenizer = context, context.config, engine, tokenizer
-        self.sampler = ProblemSampler(problems, self.config.questions, self.config.seed)
-        self.held_out = list(held_out[: self.config.evaluation.problems])
-        self.reference = TokenScorer(reference.to(engine.device)).eval() if reference is not None else None
+        """`reference` for a KL term, None without one; `critic`: PPO's own value model."""
+        self.context, self.config, self.policy, self.tokenizer = context, context.config, policy, tokenizer
+        config = self.config
+        self.reference, self.critic = reference, critic
+        self.scene = Scene(
+            rollout=lambda: TorchRollout(self.policy.sampling_model(), self.tokenizer),
+            template=config.template,
+            sampling=config.sampling,
+            rewards=config.rewards,
+            seed=config.seed,
+            rank=context.rank,
+            world_size=context.world_size,
+        )
+        self.sampler = ProblemSampler(problems, config.questions, config.seed)
+        self.held_out = list(held_out[: config.evaluation.problems])
         self.selection = Selection()
         self.tokens = 0
+        self.position = 0
+        """Where the sampler stands."""
+        self.mismatched = 0
+        """Steps whose sampler and trainer differed by more than the alarm."""
         self.best = context.folder.path / "best"
+        self.best_digest = ""
+        """Of the model kept as the best, on rank 0."""
+        self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.
@@ -56,26 +75,25 @@ class Trainer:
         Raises Interrupted after a checkpoint when a stop was asked for.
         """
         config, folder, main = self.config, self.context.folder, self.context.main
-        state = checkpoints.restore(folder.checkpoints, self.engine.load, self.engine.layout, main=main)
-        first = state["step"] if state else 0
-        if state:
-            self.selection, self.tokens = Selection.restored(state["selection"]), state["tokens"]
-        journal = Journal(folder.journal, keep_through=first) if main else None
-        step = first
+        step, copy = self.restore()
+        journal = Journal(folder.journal, keep_through=step, copy=copy) if main else None
         while step < config.steps and not self.selection.stop(config.collapse):
-            groups, metrics = self.step(step)
+            collected, metrics = self.step(step)
+            self.checkpoints.finish()  # it was written while this step was taken
             step += 1
             last = step == config.steps
             if last or step % config.evaluation.every == 0:
                 metrics |= self.evaluate(step)
             if journal:
-                write_groups(folder.rollouts / f"step-{step:06d}.parquet", groups)
+                write_groups(folder.rollouts / f"step-{step:06d}.parquet", collected.drawn)
                 journal.append(step, config.steps, metrics)
             stop = ranks.any_rank(self.context.stop.requested)
             if last or stop or step % config.checkpoints.every == 0:
                 self.checkpoint(step)
             if stop and not last:
+                self.checkpoints.finish()
                 raise Interrupted
+        self.checkpoints.finish()
         self.publish()
         return Result(
             metrics={
@@ -83,102 +101,132 @@ class Trainer:
                 "best_step": float(self.selection.best_step),
                 "best_reward": self.selection.best_reward,
             },
-            remarks=[self._collapse(step)] if self.selection.stop(config.collapse) else [],
+            remarks=self._remarks(step),
             tokens=self.tokens,
         )
 
-    def _collapse(self, step: int) -> str:
-        best = f"step {self.selection.best_step} (reward {self.selection.best_reward:.3f})"
-        return f"stopped at step {step}: the policy collapsed; its best was {best}"
-
-    def rollout(self) -> TorchRollout:
-        """The sampler, with the weights of now."""
-        return TorchRollout(self.engine.sampling_model(), self.tokenizer)
-
-    def sample(self, problems: Sequence[Problem], samples: int, purpose: str, step: int) -> list[Group]:
-        """Scored groups, the same on every rank."""
-        c = self.config
-        where = {"rank": self.context.rank, "world_size": self.context.world_size}
-        return collect(
-            self.rollout(),
-            problems,
-            c.template,
-            c.sampling,
-            c.rewards,
-            samples,
-            seed=c.seed,
-            purpose=purpose,
-            step=step,
-            **where,
-        )
-
-    def step(self, step: int) -> tuple[list[Group], dict[str, float]]:
+    def step(self, step: int) -> tuple[Collected, dict[str, float]]:
         """One rollout and its updates; `step` counts from 0."""
         config, temperature = self.config, self.config.sampling.temperature
+        pretrain = step < (first := config.critic.pretrain)
+        # The policy's schedule begins with its own first step.
+        lr = config.lr_at(step if pretrain else step - first, config.steps - first)
         started = time.monotonic()
-        groups = self.sample(self.sampler.draw(step), config.samples, "train", step)
-        sampled = time.monotonic()
-        lr = config.lr_at(step, config.steps)
-        batches = prepare(
-            groups, config, self.engine, seed=config.seed, step=step, temperature=temperature, reference=self.reference
+        collected = collect(
+            self.scene,
+            self.sampler,
+            self.position,
+            questions=config.questions,
+            samples=config.samples,
+            step=step,
+            max_resamples=config.max_resamples,
         )
-        stats = [update(self.engine, batch, config, lr=lr, temperature=temperature) for batch in batches]
+        self.position = collected.position
+        sampled = time.monotonic()
+        prepared = prepare(
+            collected.groups,
+            config,
+            self.policy,
+            seed=config.seed,
+            step=step,
+            temperature=temperature,
+            max_tokens=config.sampling.max_tokens,
+            reference=self.reference,
+            critic=self.critic,
+        )
+        stats = [
+            update(self.policy, batch, config, lr=lr, temperature=temperature, critic=self.critic, pretrain=pretrain)
+            for batch in prepared.minibatches
+        ]
+        if self.reference and config.reference_every and (step + 1) % config.reference_every == 0:
+            self.reference.refresh(self.policy)
         done = time.monotonic()
-        episodes = [episode for group in groups for episode in group.episodes]
-        tokens = sum(len(e.completion_ids) for e in episodes)
+        tokens = sum(len(e.completion_ids) for group in collected.drawn for e in group.episodes)
         self.tokens += tokens
-        every = [s.metrics() for s in stats]
-        updates = {name: fmean(m[name] for m in every if name in m) for name in {n for m in every for n in m}}
-        if "train/mismatch_max" in updates:
-            updates["train/mismatch_max"] = max(m["train/mismatch_max"] for m in every if "train/mismatch_max" in m)
-        return groups, {
-            **dict(sorted(updates.items())),
+        metrics = {
+            **_means(stats),
+            **prepared.metrics,
             "train/lr": lr,
-            **reward_metrics(episodes),
-            **rollout_metrics(groups),
+            "train/updates": float(sum(s.tokens > 0 for s in stats)),
+            **self._rollout_metrics(collected),
             "time/sample": sampled - started,
             "time/update": done - sampled,
             "time/step": done - started,
             "time/tokens_per_second": tokens / (done - started),
         }
+        self.mismatched += metrics.get("train/mismatch_kl", 0.0) > config.mismatch_alarm
+        return collected, metrics
+
+    def _rollout_metrics(self, collected: Collected) -> dict[str, float]:
+        episodes = [episode for group in collected.drawn for episode in group.episodes]
+        found = reward_metrics(episodes) | rollout_metrics(collected.drawn)
+        if self.config.max_resamples:
+            found |= {"rollout/groups": float(len(collected.groups)), "rollout/resamples": float(collected.resamples)}
+        return found
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Sample the held-out problems, always with the same random numbers; keep the model when it is the best so far."""
         started = time.monotonic()
-        groups = self.sample(self.held_out, self.config.evaluation.samples, "held_out", 0)
-        episodes = [episode for group in groups for episode in group.episodes]
-        found = {f"eval/{name.removeprefix('reward/')}": value for name, value in reward_metrics(episodes).items()}
-        found["eval/reward"] = found.pop("eval/total")
-        del found["eval/std"]
-        found["eval/length"] = fmean(len(e.completion_ids) for e in episodes)
+        found = held_out_metrics(self.scene.sample(self.held_out, self.config.evaluation.samples, "held_out", 0))
         found["time/eval"] = time.monotonic() - started
         if self.selection.see(step, found["eval/reward"], self.config.collapse) and self.config.select == "best":
             self._keep(self._best_folder(step))
+            if self.context.main:
+                self.best_digest = digest_path(self._best_folder(step))
         return found
 
+    def restore(self) -> tuple[int, Path | None]:
+        """Go back to the newest whole checkpoint; returns how many steps are done, and the journal as it was then."""
+        continues = self.context.inputs.get("continues")
+        stored = self.checkpoints.restore(self.context.world_size, continues)
+        if stored is None:
+            return 0, None
+        self.policy.restore(stored.part("policy"))
+        if self.critic and stored.has("critic"):  # another stage's checkpoint may have none
+            self.critic.restore(stored.part("critic"))
+        if self.reference and stored.has("reference"):
+            self.reference.restore(stored.part("reference"))
+        state, self.position = stored.state, stored.state["position"]
+        continued = stored.path == continues
+        if not continued:  # the choice among its own evaluations is another stage's own
+            self.selection = Selection.restored(state["selection"])
+            self.tokens, self.mismatched = state["tokens"], state["mismatched"]
+            self.best_digest = state["best_digest"]
+        return stored.steps_done(self.config.steps, continued=continued), None if continued else stored.journal
+
     def checkpoint(self, step: int) -> None:
-        """Write a checkpoint of `step` finished steps; kept models that no checkpoint names any more are removed."""
-        state = {"selection": self.selection.state(), "tokens": self.tokens}
-        folder, keep = self.context.folder.checkpoints, self.config.checkpoints.keep
-        checkpoints.write(folder, step, state, self.engine.save, self.engine.layout, main=self.context.main, keep=keep)
+        """Begin a checkpoint of `step` finished steps; kept models that no checkpoint names any more are removed."""
         if self.context.main:
-            named = {state["selection"]["best_step"] for state in checkpoints.states(folder)}
+            named = {self.selection.best_step} | {s["selection"]["best_step"] for s in states(self.context.folder.checkpoints)}
             for old in self.best.glob("step-*"):
                 if int(old.name.removeprefix("step-")) not in named:
-                    shutil.rmtree(old)
+                    remove(old)
+        state = {
+            "selection": self.selection.state(),
+            "tokens": self.tokens,
+            "position": self.position,
+            "mismatched": self.mismatched,
+            "best_digest": self.best_digest,
+        }
+        parts = {"policy": self.policy.state()}
+        if self.critic:
+            parts["critic"] = self.critic.state()
+        if self.reference and (weights := self.reference.state(main=self.context.main)):
+            parts["reference"] = weights
+        self.checkpoints.begin(step, state, parts)
 
     def publish(self) -> None:
         """Make the chosen model the stage's output."""
-        output = self.context.folder.output("model")
-        # It appears whole: when it is there, an attempt that was killed before its manifest had come this far.
-        done = ranks.any_rank(self.context.main and output.exists())
-        if done:
-            pass
-        elif self.config.select == "last" or not self.selection.best_step:
+        output, best = self.context.folder.output("model"), self._best_folder(self.selection.best_step)
+        if self.config.select == "last" or not self.selection.best_step:
             self._keep(output)
-        elif self.context.main:
+        elif self.context.main and best.exists() and digest_path(best) == self.best_digest:
             with whole_folder(output) as temporary:
-                shutil.copytree(self._best_folder(self.selection.best_step), temporary, dirs_exist_ok=True)
+                shutil.copytree(best, temporary, dirs_exist_ok=True)
+        elif self.context.main and not (output.exists() and digest_path(output) == self.best_digest):
+            # An attempt that was killed before its manifest may have published it already, and nothing else is believed.
+            what = f"the model kept at step {self.selection.best_step} is gone, or not what was written"
+            raise UserError(what, where=str(best), mend="compute the stage again with --fresh")
         if self.context.main:
             shutil.rmtree(self.best, ignore_errors=True)
         ranks.barrier()
@@ -189,7 +237,25 @@ class Trainer:
     def _keep(self, folder: Path) -> None:
         """Write the current model into `folder`, whole."""
         if not self.context.main:
-            self.engine.save_model(folder, self.tokenizer, main=False)
+            self.policy.save_model(folder, self.tokenizer, main=False)
             return
         with whole_folder(folder) as temporary:
-            self.engine.save_model(temporary, self.tokenizer, main=True)
+            self.policy.save_model(temporary, self.tokenizer, main=True)
+
+    def _remarks(self, step: int) -> list[str]:
+        found = []
+        if self.selection.stop(self.config.collapse):
+            best = f"step {self.selection.best_step} (reward {self.selection.best_reward:.3f})"
+            found.append(f"stopped at step {step}: the policy collapsed; its best was {best}")
+        if self.mismatched:
+            alarm = f"train/mismatch_kl was above {self.config.mismatch_alarm:g}"
+            found.append(f"sampler and trainer disagreed in {self.mismatched} of {step} steps ({alarm})")
+        return found
+
+
+def _means(stats: Sequence[UpdateStats]) -> dict[str, float]:
+    """The metrics of a step's updates: means over those that have them, and the largest of what is a maximum."""
+    every = [s.metrics() for s in stats]
+    names = sorted({name for metrics in every for name in metrics})
+    found = {name: [m[name] for m in every if name in m] for name in names}
+    return {name: max(values) if name.endswith("_max") else fmean(values) for name, values in found.items()}

@@ -7,6 +7,10 @@ Verdict = Literal["right", "wrong", "none"]
 """`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong."""
 
 
+PARTS = ("accuracy", "format", "language", "overlong", "random")
+"""Parts that a reward can have."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question with a reference answer that a rule can check."""
@@ -27,7 +31,7 @@ class Reward:
     total: float
     """Weighted sum of the parts: what GRPO sees."""
     parts: dict[str, float]
-    """Unweighted parts by name: accuracy, format, language. A part that cannot be measured is left out."""
+    """Unweighted parts by name, of `PARTS`. A part that cannot be measured, or that nothing asks for, is left out."""
     verdict: Verdict
 
 

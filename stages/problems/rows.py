@@ -33,7 +33,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError("no such file", where=str(path), mend="name one that exists")
     try:
         yield from reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="mend or replace the file") from error
 
 
@@ -48,7 +48,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield Row(number, {}, "not JSON")
             else:
                 yield _row(number, value)
@@ -57,7 +57,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _json(path: Path) -> Iterator[Row]:
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=str(path), mend="mend the syntax there") from error
     if not isinstance(document, list):
         raise UserError("not a list of rows", where=str(path), mend="put the rows into one JSON list, or use .jsonl")
@@ -67,10 +67,17 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for values in reader:
-            short = any(value is None for value in values.values())
-            yield Row(reader.line_num, {} if short else values, "fewer columns than the head line" if short else "")
+        # Strict: a quote that is never closed would swallow the rest of the file in silence.
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for values in reader:
+                # More columns: a comma in a text that is not quoted has moved what comes after it.
+                wrong = "more" if None in values else "fewer" if None in values.values() else ""
+                fault = f"{wrong} columns than the head line" if wrong else ""
+                yield Row(reader.line_num, {} if wrong else values, fault)
+        except csv.Error as error:
+            what = f"not CSV ({error})"
+            raise UserError(what, where=f"{path}: line {reader.line_num}", mend="mend the quotes there") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -83,7 +90,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, values in enumerate(rows, start=1):
                 yield Row(number, values)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # not Arrow's: times that Python cannot say
         raise UserError(f"not a parquet file ({error})", where=str(path), mend="mend or replace the file") from error
 
 

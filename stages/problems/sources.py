@@ -4,6 +4,7 @@ Rows that are no problem (not JSON, a column missing or empty, no answer marker)
 counted; a source of which none is left stops the run.
 """
 
+import math
 import random
 import re
 import sys
@@ -126,7 +127,7 @@ def _select(source: FileSource | HubSource, rows: Iterable[Row], *, place: str, 
         print(f"warning: {place}: {total} of {total + len(problems)} rows are left out", file=sys.stderr)
     counts = ", ".join(f"{number} × {reason}" for reason, number in refused.items())
     if not problems:
-        mend = f"the columns are: {', '.join(sorted(columns))}" if columns else "give it rows with these columns"
+        mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows with these columns"
         wanted = f"`{source.question}` and `{source.answer}`"
         what = f"no problem is left of it ({counts or 'no rows'}); `{where}` wants the columns {wanted}"
         raise UserError(what, where=place, mend=mend)
@@ -155,9 +156,13 @@ def _read(row: Row, source: Columns) -> tuple[str, str, str]:
             return "", "", f"no column `{column}`"
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             return "", "", f"column `{column}` is neither text nor number"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "", "", f"column `{column}` is no finite number"
         text = "" if value is None else str(value).strip()
         if not text:
             return "", "", f"column `{column}` is empty"
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            return "", "", f"column `{column}` has half a character in it"
         texts.append(text)
     question, answer = texts
     if source.answer_after is not None:

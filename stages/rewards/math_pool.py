@@ -14,6 +14,7 @@ from typing import IO
 
 from stages.problems.episode import Verdict
 from stages.rewards.math_worker import READY
+from stages.store import heartbeat
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limit of an answer."""
@@ -102,6 +103,7 @@ class MathPool:
 
         def one(pair: tuple[str, str]) -> Verdict:
             worker = free.get()
+            heartbeat.progress()
             try:
                 return worker.judge(*pair)
             finally:

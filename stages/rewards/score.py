@@ -3,6 +3,7 @@
 R1-Zero adds accuracy and format with equal weight; the reasoning RL adds language consistency.
 """
 
+import random
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from stages.problems.episode import Episode, Reward, Verdict
 from stages.rewards.accuracy import Verifier, verdicts
 from stages.rewards.format import well_formed
 from stages.rewards.language import Language, language_share
+from stages.rewards.length import overlong
 from stages.rewards.tags import final_answer, thinking
 from stages.store.config import EXECUTION, Config
 
@@ -26,6 +28,13 @@ class Rewards(Config):
     """Weight of the tags in order (0 or 1). Small models may trade accuracy for it: then weigh it less."""
     language: float = Field(default=0.0, ge=0)
     """Weight of the share of the thinking in the target language (0 to 1). R1-Zero has none; the reasoning RL 1."""
+    overlong: float = Field(default=0.0, ge=0)
+    """Weight of the soft punishment of answers near `max_tokens` (−1 to 0; DAPO: 1)."""
+    overlong_buffer: int | None = Field(default=None, ge=1)
+    """Tokens before `max_tokens` in which it grows (DAPO: 4,096 before 20,480)."""
+    random: float = Field(default=0.0, ge=0)
+    """Weight of a fair coin that has nothing to do with the answer. A control arm: what a policy gains from it, its base had
+    (Spurious Rewards, arXiv 2506.10947)."""
     verifier: Verifier = "math"
     """How a final answer is compared: `exact` text, `numeric` value, or `math` (math-verify)."""
     require_thinking: bool = True
@@ -37,31 +46,42 @@ class Rewards(Config):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> Self:
-        if not (self.accuracy or self.format or self.language):
+        if not (self.accuracy or self.format or self.language or self.random):
             raise ValueError("every weight is 0: nothing is rewarded")
+        if bool(self.overlong) != (self.overlong_buffer is not None):
+            raise ValueError("overlong and overlong_buffer go together: set both, or neither")
         return self
 
 
-def score(rewards: Rewards, episodes: list[Episode]) -> None:
-    """Give every episode its `reward`. All of them at once, because math-verify's processes share the work."""
+def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: str) -> None:
+    """Give every episode its `reward`. All of them at once, because math-verify's processes share the work.
+
+    max_tokens: the longest answer that was allowed; key: what the control arm's coin depends on beside question and sample.
+    """
     answers = [None if episode.truncated else final_answer(episode.text) for episode in episodes]
     pairs = [(e.problem.answer, a) for e, a in zip(episodes, answers, strict=True) if a is not None]
     judged = iter(verdicts(pairs, rewards.verifier, timeout_s=rewards.verify_timeout_s))
     for episode, answer in zip(episodes, answers, strict=True):
         verdict: Verdict = "wrong" if answer is None else next(judged)
-        episode.reward = _reward(rewards, episode, verdict)
+        parts = {"accuracy": float(verdict == "right")} | _parts(rewards, episode, max_tokens, key)
+        total = sum(getattr(rewards, name) * part for name, part in parts.items())
+        episode.reward = Reward(total=total, parts=parts, verdict=verdict)
 
 
-def _reward(rewards: Rewards, episode: Episode, verdict: Verdict) -> Reward:
+def _parts(rewards: Rewards, episode: Episode, max_tokens: int, key: str) -> dict[str, float]:
+    """All parts but accuracy."""
     formed = not episode.truncated and well_formed(episode.text, require_thinking=rewards.require_thinking)
-    parts = {"accuracy": float(verdict == "right"), "format": float(formed)}
+    parts = {"format": float(formed)}
     # Truncated thinking earns nothing, in whatever language: an answer cut at the limit scores 0.
     thought = None if episode.truncated else thinking(episode.text)
     share = None if thought is None else language_share(thought, rewards.language_target)
     if share is not None:
         parts["language"] = share
-    weights = {"accuracy": rewards.accuracy, "format": rewards.format, "language": rewards.language}
-    return Reward(total=sum(weights[name] * part for name, part in parts.items()), parts=parts, verdict=verdict)
+    if rewards.overlong_buffer is not None:
+        parts["overlong"] = overlong(len(episode.completion_ids), max_tokens, rewards.overlong_buffer)
+    if rewards.random:
+        parts["random"] = float(random.Random(f"coin-{key}-{episode.problem.question}-{episode.sample}").random() < 0.5)
+    return parts
 
 
 def same_answer(a: str, b: str, rewards: Rewards) -> bool:

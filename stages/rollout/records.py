@@ -1,17 +1,23 @@
-"""Sampled answers on disk: parquet, one row per answer, written whole."""
+"""Sampled answers on disk: parquet, one row per answer, written whole.
 
+Stages go on from them, so the file carries a digest of its own content: parquet alone may read damaged answers without a word.
+"""
+
+import hashlib
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.problems.episode import Episode, Group, Problem, Reward
+from stages.problems.episode import PARTS, Episode, Group, Problem, Reward
+from stages.store.errors import UserError
 from stages.store.files import write_bytes
 
-PARTS = ("accuracy", "format", "language")
-"""Parts of a reward, each a nullable column."""
+DIGEST = b"content_sha256"
+"""Key of the digest in the file's metadata."""
 
 SCHEMA = pa.schema(
     [
@@ -29,7 +35,7 @@ SCHEMA = pa.schema(
         ("finish", pa.string()),
         ("reward", pa.float64()),
         ("verdict", pa.string()),
-        *((part, pa.float64()) for part in PARTS),
+        *((part, pa.float64()) for part in PARTS),  # each may be null
     ]
 )
 
@@ -57,14 +63,18 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
             }
             rows.append(row | {part: reward.parts.get(part) if reward else None for part in PARTS})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    pq.write_table(table.replace_schema_metadata({DIGEST: _digest(table)}), buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
 
 
 def read_groups(path: Path) -> list[Group]:
-    """Read groups back, equal to what was written."""
+    """Read groups back, equal to what was written.
+
+    Raises UserError when they cannot be.
+    """
     groups: dict[str, Group] = {}
-    for row in pq.read_table(path, schema=SCHEMA).to_pylist():
+    for row in _read(path).to_pylist():
         problem = Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], source=row["source"])
         reward = None
         if row["reward"] is not None:
@@ -83,3 +93,31 @@ def read_groups(path: Path) -> list[Group]:
         )
         groups.setdefault(problem.id, Group(problem)).episodes.append(episode)
     return list(groups.values())
+
+
+def _read(path: Path) -> pa.Table:
+    mend = "remove the file: its answers are sampled again"
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        if not table.schema.equals(SCHEMA):
+            raise UserError("not answers of this version", where=str(path), mend=mend)
+        digest = _digest(table)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"the answers cannot be read ({error})", where=str(path), mend=mend) from error
+    if (table.schema.metadata or {}).get(DIGEST) != digest:
+        raise UserError("the answers are not what was written", where=str(path), mend=mend)
+    return table
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Of the content alone: the same under every compression and version of parquet."""
+    found = hashlib.sha256()
+    for column in table.columns:
+        if pa.types.is_list(column.type):  # as bytes: they are the bulk
+            whole = column.combine_chunks()
+            for numbers in (whole.value_lengths(), whole.flatten()):
+                found.update(numbers.to_numpy(zero_copy_only=False).tobytes())
+        else:
+            found.update(json.dumps(column.to_pylist()).encode())
+    return found.hexdigest().encode()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.rollout.protocol import Completion, Request, Sampling
 from stages.rollout.sampling import draw, nucleus, uniforms
+from stages.store import heartbeat
 from stages.store.errors import UserError
 
 ROWS = 256
@@ -97,6 +98,7 @@ class TorchRollout:
         completions = [Completion() for _ in range(len(which))]
         alive = list(range(len(which)))  # row of the batch -> completion; a finished row may stay for a while
         for t in range(sampling.max_tokens):
+            heartbeat.progress()
             chosen, logp = self._choose(logits.float(), numbers[alive, t], sampling)
             going = [completion for row in alive if (completion := completions[row]).finish != "stop"]
             for row, token, value in zip(alive, chosen.tolist(), logp.tolist(), strict=True):

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 OutputKind = Literal["model", "dataset", "report"]
+InputKind = OutputKind | Literal["checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Execution:
 
 @dataclass(frozen=True)
 class StageInput:
-    """Marks a field that names another stage of the recipe, whose output is this stage's input."""
+    """Marks a field that names another stage of the recipe, whose output, or one of whose checkpoints, is an input."""
 
-    output: OutputKind
+    output: InputKind
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,19 @@ class ExternalFile:
     """Marks a field that names a file or folder of the user's; its content's digest goes into the fingerprint."""
 
 
+def _checkpoint(text: str) -> str:
+    stage, _, step = text.partition("@")
+    if not (stage and step.isdecimal() and int(step) > 0):
+        raise ValueError("should be STAGE@STEP, such as `reasoning@60`")
+    return text
+
+
 EXECUTION = Execution()
 ModelRef = Annotated[str, StageInput("model")]
 DatasetRef = Annotated[str, StageInput("dataset")]
 ReportRef = Annotated[str, StageInput("report")]
+CheckpointRef = Annotated[str, StageInput("checkpoint"), AfterValidator(_checkpoint)]
+"""`STAGE@STEP`."""
 ExternalPath = Annotated[str, ExternalFile()]
 
 
@@ -48,12 +58,16 @@ class Compute(Config):
     """Where and how widely a stage runs. None of it changes the result beyond rounding."""
 
     processes: int = Field(default=1, ge=1)
-    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one.
-    A stage that has a checkpoint goes on only with the number it was written with."""
+    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of each process; by default the machine's cores divided by `processes`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when PyTorch sees it."""
+    frozen_s: float = Field(default=120.0, gt=0)
+    """Seconds that a process may give no sign of life before the stage is ended (a sign comes every two)."""
+    silent_s: float = Field(default=1800.0, gt=0)
+    """Seconds that the stage may get nowhere (no forward pass, token or chunk on any process) before it is ended; they begin
+    with the imports and the loading of the model."""
 
 
 class StageConfig(Config):
@@ -125,9 +139,15 @@ def marked(value: Any, kind: type, path: str = "") -> Iterator[tuple[str, str, A
             yield from marked(item, kind, f"{path}.{index}")
 
 
-def stage_inputs(config: StageConfig) -> dict[str, tuple[str, OutputKind]]:
-    """Role (dotted path of the field) -> (name of the stage, what it must put out)."""
-    return {path: (text, marker.output) for path, text, marker in marked(config, StageInput)}
+def stage_inputs(config: StageConfig) -> dict[str, tuple[str, InputKind]]:
+    """Role (dotted path of the field) -> (name of the stage, what of it is needed)."""
+    return {path: (text.partition("@")[0], marker.output) for path, text, marker in marked(config, StageInput)}
+
+
+def checkpoint_inputs(config: StageConfig) -> dict[str, int]:
+    """Role -> the step whose checkpoint is needed."""
+    found = ((path, text, marker) for path, text, marker in marked(config, StageInput) if marker.output == "checkpoint")
+    return {path: int(text.partition("@")[2]) for path, text, _ in found}
 
 
 def external_paths(config: StageConfig) -> dict[str, str]:

@@ -18,6 +18,18 @@ class ExitStatus(IntEnum):
     """Stopped on request (SIGTERM, SIGINT); always resumable (EX_TEMPFAIL of sysexits.h)."""
 
 
+LONGEST = 1000
+"""Characters of each part of a line that people are to read; of what is longer the middle is left out."""
+
+
+def _readable(text: str) -> str:
+    """One line of printable characters: files and arguments may hold anything, and their names are quoted."""
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}"
+
+
 class UserError(Exception):
     """What went wrong, where (file and key), and how to mend it.
 
@@ -26,13 +38,12 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
-        self.what, self.where, self.mend = what, where, mend
-        super().__init__(what)
+        self.what, self.where, self.mend = map(_readable, (what, where, mend))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        line = f"{head}; {self.mend}" if self.mend else head
-        return " ".join(line.split())
+        return f"{head}; {self.mend}" if self.mend else head
 
 
 class Interrupted(Exception):

@@ -9,12 +9,36 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 TEMPORARY = ".tmp-"
 """Prefix of names that are not yet whole; readers pass over them."""
+
+Event = Literal["write", "written", "synced", "rename", "renamed", "folder synced", "append", "appended"]
+Watcher = Callable[[Event, Path, Path | None], None]
+_watchers: list[Watcher] = []
+
+
+def watch(watcher: Watcher) -> None:
+    """Have `watcher` told of every durable operation in this process, before and after: what fault tests kill at.
+
+    It gets the event, the path, and for a rename the name that the path had before.
+    """
+    _watchers.append(watcher)
+
+
+def _tell(event: Event, path: Path, source: Path | None = None) -> None:
+    for watcher in _watchers:
+        watcher(event, path, source)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _tell("synced", path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -24,18 +48,43 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    _tell("folder synced", folder)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename, taking the place of an older file. Durable once the folder is synced."""
+    _tell("rename", target, path)
+    path.replace(target)
+    _tell("renamed", target, path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _tell("write", temporary)
+    temporary.write_bytes(content)
+    _tell("written", temporary)
+    sync_file(temporary)
+    rename(temporary, path)
     sync_folder(path.parent)
+
+
+def append(file: IO[str], path: Path, text: str) -> None:
+    """Append to the open `file` at `path`; the text is on disk when this returns."""
+    _tell("append", path)
+    file.write(text)
+    file.flush()
+    _tell("appended", path)
+    os.fsync(file.fileno())
+    _tell("synced", path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder so that it is away whole, never there in part."""
+    away = folder.with_name(f"{TEMPORARY}old-{os.getpid()}-{folder.name}")
+    rename(folder, away)
+    shutil.rmtree(away)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -44,8 +93,11 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON document. Raises OSError, or ValueError when it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @contextlib.contextmanager
@@ -63,14 +115,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Sync every file below `temporary`, then rename it to `path`; an older `path` is moved aside first, then removed."""
-    for file in files_below(temporary):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-        sync_folder(file.parent)
+    files = files_below(temporary)
+    for file in files:
+        sync_file(file)
+    for folder in {temporary, *(file.parent for file in files)}:
+        sync_folder(folder)
     old = path.with_name(f"{TEMPORARY}old-{os.getpid()}-{path.name}")
     if path.exists():
-        path.replace(old)
-    temporary.replace(path)
+        rename(path, old)
+    rename(temporary, path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.store.errors import UserError
-from stages.store.files import read_json, write_json
+from stages.store.files import TEMPORARY, write_json
+from stages.store.seals import SEAL, opened, read_document, sealed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class StageFolder:
         """`step-000120/` each, whole once it holds COMPLETE."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of so many finished steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
     @property
     def rollouts(self) -> Path:
         """Sampled answers as parquet, one file per step or chunk."""
@@ -64,7 +69,7 @@ class StageFolder:
 
     def new_attempt(self) -> Path:
         """Make the next numbered attempt folder."""
-        done = [int(p.name) for p in self.attempts.glob("*") if p.name.isdigit()]
+        done = [int(p.name) for p in self.attempts.glob("*") if re.fullmatch("[0-9]+", p.name)]
         attempt = self.attempts / str(max(done, default=0) + 1)
         attempt.mkdir(parents=True)
         return attempt
@@ -87,8 +92,8 @@ class Runs:
             probe = self.path / f".probe-{os.getpid()}"
             probe.write_bytes(b"r1")
             probe.unlink()
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+            reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
                 f"the runs folder cannot be written ({reason})",
                 where=str(self.path),
@@ -118,23 +123,51 @@ class Runs:
         raise UserError("too many runs today", where=str(self.path), mend="use another `name:` or runs folder")
 
     def pipelines(self) -> list["PipelineFolder"]:
-        """Every pipeline run, the oldest first."""
-        found = [PipelineFolder(p.parent) for p in (self.path / "pipelines").glob("*/pipeline.json")]
-        return sorted(found, key=lambda p: p.read()["started"])
+        """Every pipeline run whose record can be read, the oldest first; `damaged` tells of the others."""
+        return self._look()[0]
+
+    def damaged(self) -> list[UserError]:
+        """What is wrong with the records of pipeline runs that cannot be read."""
+        return self._look()[1]
 
     def pipeline(self, run: str) -> "PipelineFolder":
         """The pipeline run named `run` (its folder's name or path, or `latest`).
 
-        Raises UserError when there is none.
+        Raises UserError when there is none, when its record is damaged, or when damage keeps the latest from being known.
         """
-        known = self.pipelines()
+        known, damaged = self._look()
+        if run == "latest" and damaged:
+            what = f"which run is the latest cannot be told: {damaged[0].what}"
+            raise UserError(what, where=damaged[0].where, mend=f"name the run; {damaged[0].mend}")
         if run == "latest" and known:
             return known[-1]
         for folder in known:
             if run == folder.path.name or Path(run).resolve() == folder.path.resolve():
                 return folder
+        for error in damaged:
+            if Path(run).name == Path(error.where).parent.name:
+                raise error
         names = ", ".join(p.path.name for p in known[-5:]) or "none yet"
         raise UserError(f"no run `{run}`", where=str(self.path / "pipelines"), mend=f"the newest runs are: {names}")
+
+    def _look(self) -> tuple[list["PipelineFolder"], list[UserError]]:
+        try:
+            found = [path for path in sorted((self.path / "pipelines").glob("*")) if path.is_dir() and _begun(path)]
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", where=str(self.path), mend="name another folder") from error
+        whole: list[tuple[str, PipelineFolder]] = []
+        damaged: list[UserError] = []
+        for folder in map(PipelineFolder, found):
+            try:
+                whole.append((str(folder.read().get("started", "")), folder))
+            except UserError as error:
+                damaged.append(error)
+        return [folder for _, folder in sorted(whole, key=lambda item: item[0])], damaged
+
+
+def _begun(path: Path) -> bool:
+    """Whether there is more in a run's folder than what is left of a run that was killed at its very start."""
+    return any(not below.name.startswith(TEMPORARY) for below in path.iterdir())
 
 
 @dataclass(frozen=True)
@@ -146,14 +179,17 @@ class PipelineFolder:
     def read(self) -> dict[str, Any]:
         """The pipeline's record.
 
-        Raises UserError when it is not readable.
+        Raises UserError when it is missing, or not what was written.
         """
+        path, mend = self.path / "pipeline.json", "copy it again, or remove its folder and start a new run"
+        document = read_document(path, "the run's record", mend)
+        if SEAL not in document:
+            raise UserError("the run's record has no seal: it is damaged, or of an older version", where=str(path), mend=mend)
         try:
-            record: dict[str, Any] = read_json(self.path / "pipeline.json")
-        except (OSError, ValueError) as error:
-            raise UserError(f"not a readable record: {error}", where=str(self.path / "pipeline.json")) from error
-        return record
+            return opened(document)
+        except ValueError as error:
+            raise UserError(f"the run's record is damaged ({error})", where=str(path), mend=mend) from error
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace the pipeline's record, whole."""
-        write_json(self.path / "pipeline.json", record)
+        write_json(self.path / "pipeline.json", sealed(record))

@@ -4,6 +4,8 @@ The lock itself is the operating system's (released when its owner dies, however
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import socket
 import time
@@ -11,14 +13,22 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
+from stages.store.errors import UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What such file systems answer."""
 
 
 @contextlib.contextmanager
 def hold(folder: StageFolder, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder's lock. While another owner has it, `waiting` is told once who, and this call waits."""
+    """Hold the folder's lock. While another owner has it, `waiting` is told once who, and this call waits.
+
+    Raises UserError on a file system without locks, where two pipelines could not be kept apart.
+    """
     folder.path.mkdir(parents=True, exist_ok=True)
+    _demand_locks(folder)
     lock, owner = FileLock(folder.lock), folder.path / ".owner.json"
     try:
         lock.acquire(timeout=0)
@@ -33,9 +43,24 @@ def hold(folder: StageFolder, waiting: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+def _demand_locks(folder: StageFolder) -> None:
+    """A file system that cannot lock looks to the library like one on which somebody else holds the lock for ever."""
+    with (folder.path / ".lock-probe").open("w") as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            what = "this file system has no locks, so two pipelines could work in one folder at once"
+            mend = "put the runs folder on another (`--set runs=FOLDER`)"
+            raise UserError(what, where=str(folder.path), mend=mend) from error
+
+
 def _owner(folder: StageFolder) -> str:
     try:
         owner = read_json(folder.path / ".owner.json")
-    except (OSError, ValueError):
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
-    return f"process {owner['pid']} on {owner['host']}"

@@ -4,16 +4,21 @@ import datetime as dt
 import importlib.metadata
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stages.store.config import OutputKind
 from stages.store.errors import UserError
-from stages.store.files import digest_files, digest_json, read_json, write_json
+from stages.store.files import digest_files, digest_json, write_json
 from stages.store.folders import StageFolder
+from stages.store.seals import SEAL, Sealed, read_document
 
-SCHEMA = 1
-"""Number of the manifest's schema; a reader that meets a higher one refuses it."""
+SCHEMA = 2
+"""Number of the manifest's schema; a reader that meets a higher one refuses it. From 2 on a manifest is sealed."""
+
+
+S = TypeVar("S", bound=Sealed)
 
 
 class InputRecord(BaseModel):
@@ -27,10 +32,9 @@ class InputRecord(BaseModel):
     """Folder name of the stage that made it; None for a file of the user's."""
 
 
-class StageRecord(BaseModel):
+class StageRecord(Sealed):
     """`config.json` of a stage folder: what is to be computed. Written by the parent before the first attempt."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: str
     version: int
     fingerprint: str
@@ -38,24 +42,23 @@ class StageRecord(BaseModel):
     inputs: dict[str, InputRecord]
 
 
-class Manifest(BaseModel):
+class Manifest(Sealed):
     """What was computed."""
 
-    model_config = ConfigDict(extra="forbid")
     schema_number: int = SCHEMA
     kind: str
     version: int
     fingerprint: str
-    status: str = "done"
+    status: Literal["done"] = "done"
     inputs: dict[str, InputRecord]
-    output: str
-    """`model`, `dataset` or `report`: the folder whose files follow."""
+    output: OutputKind
+    """The folder whose files follow."""
     digest: str
     """Digest of the output: of the relative names, sizes and sha256 of its files."""
     files: dict[str, dict[str, Any]]
     metrics: dict[str, float]
     notes: dict[str, Any]
-    remarks: list[str] = []
+    remarks: list[str] = Field(default_factory=list)
     """Sentences to be shown wherever the stage's results are."""
     tokens: int
     wall_seconds: float
@@ -72,7 +75,7 @@ def fingerprint(kind: str, version: int, semantic_config: Any, input_digests: di
     return digest_json({"kind": kind, "version": version, "config": semantic_config, "inputs": input_digests})
 
 
-def write_manifest(folder: StageFolder, record: StageRecord, output: str, **facts: Any) -> Manifest:
+def write_manifest(folder: StageFolder, record: StageRecord, output: OutputKind, **facts: Any) -> Manifest:
     """Digest the output and write the manifest; from here on the stage is done. `facts`: the fields the stage measured."""
     files = digest_files(folder.output(output))
     if not files:
@@ -97,26 +100,42 @@ def write_manifest(folder: StageFolder, record: StageRecord, output: str, **fact
 def verify_manifest(folder: StageFolder, expected_fingerprint: str | None = None) -> Manifest | None:
     """The manifest of a finished stage, believed only after every digest was checked; None when there is no manifest.
 
-    Raises UserError when there is one but it, or a file it names, is not what it says.
+    Raises UserError when there is one but it, the stage's config, or a file it names, is not what it says.
     """
     if not folder.manifest.exists():
         return None
     where, mend = str(folder.manifest), "run the stage again with `--fresh STAGE`; nothing was changed"
-    try:
-        document = read_json(folder.manifest)
-        if isinstance(document, dict) and document.get("schema_number", SCHEMA) > SCHEMA:
-            raise UserError(f"written by a newer version (schema {document['schema_number']})", where=where, mend="update r1")
-        manifest = Manifest.model_validate(document)
-    except (ValueError, OSError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"the manifest is damaged ({first})", where=where, mend=mend) from error
+    document = read_document(folder.manifest, "the manifest", mend)
+    number = document.get("schema_number")
+    if isinstance(number, int) and number > SCHEMA:
+        raise UserError(f"written by a newer version (schema {number})", where=where, mend="update r1")
+    if number != 1 and SEAL not in document:
+        raise UserError("the manifest is damaged (its seal is missing)", where=where, mend=mend)
+    manifest = _parsed(Manifest, document, "the manifest is damaged", where, mend)
     if expected_fingerprint is not None and manifest.fingerprint != expected_fingerprint:
         raise UserError("the manifest belongs to another computation", where=where, mend=mend)
-    found = digest_files(folder.output(manifest.output))
-    if found != manifest.files:
+    config = read_document(folder.config, "the stage's config", mend)
+    record = _parsed(StageRecord, config, "the stage's config is damaged", str(folder.config), mend)
+    if record.fingerprint != manifest.fingerprint:
+        raise UserError("the stage's config belongs to another computation", where=str(folder.config), mend=mend)
+    try:
+        found = digest_files(folder.output(manifest.output))
+    except OSError as error:
+        raise UserError(f"the output cannot be read ({error})", where=where, mend=mend) from error
+    if found != manifest.files or digest_json(found) != manifest.digest or not found:
         changed = sorted(n for n in found.keys() | manifest.files.keys() if found.get(n) != manifest.files.get(n))
-        raise UserError(f"`{changed[0]}` is not what the manifest says", where=where, mend=mend)
+        raise UserError(f"`{(changed or [manifest.output])[0]}` is not what the manifest says", where=where, mend=mend)
     return manifest
+
+
+def _parsed(model: type[S], document: dict[str, Any], what: str, where: str, mend: str) -> S:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        raise UserError(f"{what} ({f'{place}: ' if place else ''}{reason})", where=where, mend=mend) from error
 
 
 def _git_commit() -> str | None:

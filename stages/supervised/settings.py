@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.engine.settings import Checkpoints, Optimizer
+from stages.engine.settings import Checkpoints, Training
 from stages.store.config import EXECUTION, Config
 
 
@@ -17,7 +17,7 @@ class Packing(Config):
     """Tokens of a micro-batch: memory grows with it."""
 
 
-class Supervised(Optimizer):
+class Supervised(Training):
     """Settings of the loop, beside the optimizer's."""
 
     batch: int = Field(default=64, ge=1)

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.engine import checkpoints, ranks
+from stages.engine import ranks
+from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.rows import Rows, Text, micro_batches, pack_rows
 from stages.store.errors import Interrupted
@@ -56,16 +57,23 @@ def train(
     """
     folder, seed = context.folder, context.config.seed
     steps = -(-places // settings.batch)
-    state = checkpoints.restore(folder.checkpoints, engine.load, engine.layout, main=context.main)
-    first = state["step"] if state else 0
-    journal = Journal(folder.journal, keep_through=first) if context.main else None
-    loss = float(state["loss"]) if state else 0.0
+    checkpoints = Checkpointer(folder.checkpoints, settings.checkpoints, context.rank)
+    continues = context.inputs.get("continues")
+    stored = checkpoints.restore(context.world_size, continues)
+    first, loss, copy = 0, 0.0, None
+    if stored:
+        engine.restore(stored.part("policy"))
+        first = stored.steps_done(steps, continued=stored.path == continues)
+        loss = float(stored.state["loss"])
+        copy = None if stored.path == continues else stored.journal
+    journal = Journal(folder.journal, keep_through=first, copy=copy) if context.main else None
     for step in range(first, steps):
         started = time.monotonic()
         chosen = [documents[i] for i in documents_of_step(len(documents), places, settings.batch, seed, step)]
         loss, tokens = _step(context, engine, chosen, settings)
         lr = settings.lr_at(step, steps)
         norm = engine.step(lr)
+        checkpoints.finish()  # it was written while this step was taken
         if journal:
             seconds = time.monotonic() - started
             journal.append(
@@ -81,17 +89,11 @@ def train(
             )
         stop = ranks.any_rank(context.stop.requested)
         if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
-            checkpoints.write(
-                folder.checkpoints,
-                step + 1,
-                {"loss": loss},
-                engine.save,
-                engine.layout,
-                main=context.main,
-                keep=settings.checkpoints.keep,
-            )
+            checkpoints.begin(step + 1, {"loss": loss}, {"policy": engine.state()})
         if stop and step + 1 < steps:
+            checkpoints.finish()
             raise Interrupted
+    checkpoints.finish()
     save_output(engine, tokenizer, folder.output("model"), main=context.main)
     return {"loss": loss, "steps": float(steps)}
 
@@ -105,7 +107,7 @@ def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settin
     losses: list[float] = []
 
     def closure(rows: Rows, weight: float) -> Tensor:
-        logp, _ = engine.score(rows.to(engine.device))
+        logp, _ = engine.score(rows)
         loss = -logp.sum() * weight / total
         losses.append(float(loss.detach()))
         return loss

@@ -1,13 +1,13 @@
 """The connection to MLflow: made when it can be, tried again later when it cannot.
 
-Nothing here may hold training up. A tracking URI that cannot be right is the user's mistake and is raised; a server that
-does not answer is not: the journal on disk has every line, and they are sent when it answers.
+A tracking URI that cannot be right is the user's mistake and is raised; a server that does not answer is not: the journal on
+disk has every line, and they are sent when it answers. Only the thread of `mlflow_sender` calls what may have to wait.
 """
 
 import logging
 import os
 import re
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 
+def now() -> int:
+    """The time as MLflow counts it, in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
 def metrics_of(line: Line) -> list[Metric]:
     """The metrics of a journal line, with the line's own time and step."""
     return [Metric(metric_name(name), float(value), line.time, line.step) for name, value in line.metrics.items()]
@@ -71,7 +76,6 @@ class Connection:
         for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.uri, self.experiment, self.experiment_id = uri, experiment, ""
-        self._lock = threading.Lock()
         try:
             self._client = MlflowClient(uri)
         except (*AWAY, ImportError) as error:
@@ -86,10 +90,16 @@ class Connection:
 
         Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted.
         """
-        with self._lock:
-            if not self.experiment_id:
-                self.experiment_id = self._find_experiment()
+        if not self.experiment_id:
+            self.experiment_id = self._find_experiment()
         return self._client
+
+    def knock(self) -> None:
+        """Ask something that changes nothing.
+
+        Raises one of `AWAY` when MLflow does not answer.
+        """
+        self._client.search_experiments(max_results=1)
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
@@ -106,21 +116,28 @@ class Connection:
             )
         return str(found.experiment_id)
 
-    def continued(self, run_id: str | None) -> Any | None:
-        """The run to be continued, running again; None when there is none of that id (another database, say)."""
-        if not run_id:
-            return None
+    def continued(self, run_id: str | None, tags: dict[str, str]) -> Any | None:
+        """The run to be continued, running again; None when there is none (another database, say).
+
+        Without an id it is the run of these tags: a call that made it may have come through although its answer did not.
+        """
+        run = self._run(run_id) if run_id else None
+        if run is None and tags:
+            wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+            found = self.client().search_runs([self.experiment_id], wanted, max_results=1)
+            run = found[0] if found else None
+        if run is not None and run.info.status != "RUNNING":
+            self.client().update_run(run.info.run_id, status="RUNNING")
+        return run
+
+    def _run(self, run_id: str) -> Any | None:
         try:
             run = self.client().get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        if run.info.lifecycle_stage != "active":
-            return None
-        if run.info.status != "RUNNING":
-            self.client().update_run(run_id, status="RUNNING")
-        return run
+        return run if run.info.lifecycle_stage == "active" else None
 
     def last_step(self, run_id: str, lines: list[Line]) -> int:
         """The last journal step that the run has, 0 for none.

@@ -88,7 +88,35 @@ def main() -> None:
         model.zero_grad()
 
     results.append(compare("gradient, 64 answers: packed / padded", our_update, padded_update, options.pairs))
+    results.append(checkpoints(model, texts, options.pairs))
     print(json.dumps(results))
+
+
+def checkpoints(model: Any, texts: list[Text], pairs: int) -> dict[str, Any]:
+    """Ten optimizer steps with a checkpoint begun after the first, as a stage writes one, and ten without."""
+    import tempfile
+
+    from stages.engine.checkpoints import Checkpointer
+    from stages.engine.deepspeed_engine import Engine
+    from stages.engine.settings import Checkpoints, Optimizer
+
+    engine = Engine(TokenScorer(model), Optimizer(), "zero0", "cpu")
+
+    def steps(checkpointer: Checkpointer | None) -> None:
+        for number in range(10):
+            for rows in micro_batches(pack_rows(texts, 256), 4096):
+                engine.accumulate([lambda rows=rows: -engine.score(rows)[0].mean()])  # type: ignore[misc]
+            engine.step(1e-9)
+            if checkpointer:
+                checkpointer.finish()
+                if number == 0:
+                    checkpointer.begin(1, {}, {"policy": engine.state()})
+
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        kept = Checkpointer(Path(folder), Checkpoints(), 0)
+        return compare(
+            "ten updates on 64 answers: with / without a checkpoint", lambda: steps(kept), lambda: steps(None), pairs
+        )
 
 
 if __name__ == "__main__":

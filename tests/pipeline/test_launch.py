@@ -95,6 +95,8 @@ def test_threads_are_shared_among_processes(tmp_path: Path) -> None:
 def test_an_interrupted_parent_leaves_nothing_running(tmp_path: Path, child: str) -> None:
     folder = folder_at(tmp_path / "s")
     parent = (
+        # What a shell starts in the background begins with SIGINT ignored, and so would this.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys, pathlib; from flows.launch import launch; from stages.store.config import Compute; "
         "from stages.store.folders import StageFolder; "
         "launch(StageFolder(pathlib.Path(sys.argv[1])), Compute(), 3.0, command=[sys.executable, '-c', sys.argv[2]])"
@@ -143,3 +145,37 @@ def test_the_most_telling_rank_is_believed(tmp_path: Path, ranks: dict[str, str]
         document = {"status": status, "message": f"{suffix} {status}", "mend": ""}
         (tmp_path / f"outcome{suffix}.json").write_text(json.dumps(document))
     assert read_outcome(tmp_path, 1).status is wanted
+
+
+SIGNS = """
+import os, pathlib, signal, sys, time
+from stages.store import heartbeat
+attempt = pathlib.Path(sys.argv[1])
+heartbeat.PERIOD = 0.1
+heartbeat.start(attempt, 0)
+until = time.monotonic() + float(os.environ["GETS_ON_S"])
+while time.monotonic() < until:
+    heartbeat.progress()
+    time.sleep(0.05)
+if os.environ["THEN"] == "stop":
+    os.kill(os.getpid(), signal.SIGSTOP)
+if os.environ["THEN"] == "hang":
+    time.sleep(600)
+(attempt / "outcome.json").write_text('{"status": "done", "message": "", "mend": ""}')
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "says"), [("stop", "rank0 has given no sign of life"), ("hang", "no rank has got on for"), ("", "")]
+)
+def test_what_hangs_is_ended_and_what_gets_on_is_not(tmp_path, monkeypatch, then, says):
+    monkeypatch.setenv("THEN", then)
+    monkeypatch.setenv("GETS_ON_S", "3")
+    folder = folder_at(tmp_path / "stage")
+    # What gets on for 3 s is not ended by a bound of 2.
+    compute = Compute(frozen_s=1.5 if then == "stop" else 60, silent_s=2.0)
+    began = time.monotonic()
+    outcome = launch(folder, compute, command=program(SIGNS))
+    assert outcome.status is (ExitStatus.FAILED if then else ExitStatus.DONE)
+    assert says in outcome.message
+    assert time.monotonic() - began < 12

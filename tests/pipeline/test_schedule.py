@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.launch import ProcessTree
-from flows.prefect_home import free_port
+from flows.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, r1
 

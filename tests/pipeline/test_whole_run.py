@@ -124,3 +124,36 @@ def test_again_everything_is_reused_and_another_evaluation_runs_alone(run: dict[
     assert compared["runs"] == names
     assert [key for key in compared["params"] if key.startswith("evaluation")] == list(compared["params"])
     assert compared["metrics"]["zero"]["samples"] == {names[0]: 2, names[1]: 1}
+
+
+@pytest.mark.slow
+def test_a_retry_of_the_run_itself_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    options = ["--until", "zero", "--retries", "2", "--json", "--set", f"runs={runs}", "--set", "stages.zero.steps=30"]
+    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), *options]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def journal() -> list[int]:
+        found = list(runs.glob("stages/rl-*/journal.jsonl"))
+        return [line.step for line in read(found[0])] if found else []
+
+    try:
+        until = time.monotonic() + 240
+        while len(journal()) < 7:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        (stage,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "stages" in p.cmdline())
+        stage.kill()  # as the system does when memory runs out
+        document = json.loads(process.communicate(timeout=300)[0])
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+    assert document["status"] == "done"
+    (zero,) = runs.glob("stages/rl-*")
+    assert sorted(p.name for p in (zero / "attempts").iterdir()) == ["1", "2"]
+    assert journal() == list(range(1, 31))
+    first = min(int(p.name.split("-")[1]) for p in (zero / "checkpoints").iterdir())
+    assert first > 0
+    assert json.loads((zero / "attempts" / "1" / "ended.json").read_text())["status"] == 3

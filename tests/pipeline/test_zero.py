@@ -1,5 +1,6 @@
-"""The same update under ZeRO 0, 1, 2 and 3, on one process and on two, for every cut into micro-batches."""
+"""The same gradient and the same updates under ZeRO 0 to 3, on one process and two, packed or padded, however cut."""
 
+import json
 import os
 import random
 import subprocess
@@ -12,30 +13,82 @@ from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
 from tests.conftest import ROOT, tiny_llama
 
-# ZeRO stage : tokens of a row : tokens of a micro-batch : minibatches : groups.
+KL = 0.05
+
+
+def packed(row, micro):
+    return {"packing": {"row_tokens": row, "micro_tokens": micro}}
+
+
 # Rows of 24 tokens give the ranks unequal numbers of micro-batches; one group in one row leaves the second rank without any.
-CASES = [
-    "zero0:24:48:1:5",
-    "zero1:24:48:1:5",
-    "zero2:24:48:1:5",
-    "zero3:24:48:1:5",
-    "zero2:24:1000:1:5",
-    "zero0:24:48:3:5",
-    "zero2:24:48:3:5",
-    "zero3:24:48:3:5",
-    "zero2:200:1000:1:1",
-    "zero3:200:1000:1:1",
-]
+UPDATES = {
+    **{f"zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, **packed(24, 48)} for zero in range(4)},
+    "zero2-one": {"deepspeed": "zero2", "kl": KL, **packed(24, 1000)},
+    **{f"zero{z}-minibatches": {"deepspeed": f"zero{z}", "kl": KL, "minibatches": 3, **packed(24, 48)} for z in (0, 2, 3)},
+    **{f"zero{z}-idle": {"deepspeed": f"zero{z}", "kl": KL, "groups": 1, **packed(200, 1000)} for z in (2, 3)},
+    **{
+        f"zero{zero}-ppo-{model}": {
+            "deepspeed": f"zero{zero}",
+            "algorithm": "ppo",
+            "critic": {"model": model, "lr": 1e-3},
+            "kl": KL,
+            "minibatches": 2,
+            "epochs": 2,
+            **packed(24, 48),
+        }
+        for zero, model in ((2, "own"), (3, "own"), (2, "shared"), (3, "shared"))
+    },
+}
+LONGER = ["zero2-one", "zero0-minibatches", "zero3-minibatches", "zero2-idle", "zero3-ppo-own", "zero2-ppo-shared"]
+# What the cases are compared with: one process, without ZeRO, an answer or two in a row.
+PLAIN = {
+    name: {**UPDATES[case], "deepspeed": "zero0", **packed(8, 99999)}
+    for name, case in {
+        "plain": "zero0",
+        "minibatches": "zero0-minibatches",
+        "idle": "zero2-idle",
+        "ppo-own": "zero2-ppo-own",
+        "ppo-shared": "zero2-ppo-shared",
+    }.items()
+}
+WIDTH = 12
+# Padded: a row of one answer has WIDTH tokens. Packed: a row of several answers behind their prompt.
+CUTS = {
+    **{f"padded{rows}": packed(8, rows * WIDTH) for rows in (1, 2, 4, 8)},
+    **{f"packed{rows}": packed(40, rows * 40) for rows in (1, 2, 4, 8)},
+}
+GRADIENTS = {
+    f"gradient-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "cuts": [cut["packing"] for cut in CUTS.values()]}
+    for zero in range(4)
+}
 
 
-def recorded_groups():
-    rng, groups = random.Random(0), []
+# A checkpoint of two updates, written by one process without ZeRO, or by two under a stage, goes on under another layout.
+RESUMED = {
+    1: {
+        "one-from-two-zero3": {"deepspeed": "zero0", "kl": KL, "resume": "saved/zero3", **packed(24, 48)},
+        "one-from-two-zero2-ppo": {**UPDATES["zero2-ppo-own"], "deepspeed": "zero1", "resume": "saved/zero2-ppo-own"},
+        "one-zero3-from-two-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/zero0", **packed(24, 48)},
+    },
+    2: {
+        "two-from-one-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/plain", **packed(24, 48)},
+        "two-zero2-from-one-zero0": {"deepspeed": "zero2", "kl": KL, "resume": "saved/plain", **packed(24, 48)},
+        "two-zero3-from-one-ppo": {**UPDATES["zero3-ppo-own"], "resume": "saved/ppo-own"},
+        # The same layout again: the same bits.
+        **{f"again-{name}": {**UPDATES[name], "resume": f"here/{name}"} for name in ("zero0", "zero1", "zero2", "zero3")},
+    },
+}
+
+
+def recorded_groups(rng, length):
+    """Five groups of four answers; `length`: tokens of an answer, from those of its prompt."""
+    groups = []
     for number in range(5):
         problem = Problem(id=f"p{number}", question="q", answer="a", source="s")
         group = Group(problem)
         prompt = [rng.randrange(2, 32) for _ in range(rng.randrange(2, 6))]
         for sample in range(4):
-            completion = [rng.randrange(2, 32) for _ in range(rng.randrange(1, 9))]
+            completion = [rng.randrange(2, 32) for _ in range(length(len(prompt)))]
             group.episodes.append(
                 Episode(
                     problem=problem,
@@ -54,12 +107,11 @@ def recorded_groups():
 
 
 def run(folder, processes, cases):
-    output = folder / f"world{processes}"
-    output.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "-m", "tests.pipeline.zero_updates", str(folder / "groups.parquet"), str(output), *cases],
+        [*command, "-m", "tests.pipeline.zero_updates", str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -68,31 +120,130 @@ def run(folder, processes, cases):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {case: torch.load(output / f"{case.replace(':', '-')}.pt") for case in cases}
+    return {name: torch.load(folder / f"{name}.pt") for name in cases}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zero")
-    write_groups(folder / "groups.parquet", recorded_groups())
-    return {1: run(folder, 1, ["zero0:8:99999:1:5", "zero0:8:99999:3:5", "zero0:8:99999:1:1"]), 2: run(folder, 2, CASES)}
+def recorded():
+    rng = random.Random(0)
+    return {
+        "unequal": recorded_groups(rng, lambda _: rng.randrange(1, 9)),
+        "equal": recorded_groups(rng, lambda prompt: WIDTH + 1 - prompt),
+    }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_zero_stage_makes_the_same_update(results, case):
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, recorded):
+    """World size -> case -> what it left."""
+    found = {}
+    for world, updates in ((1, PLAIN), (2, UPDATES)):
+        folder = tmp_path_factory.mktemp("world")
+        for name, groups in recorded.items():
+            write_groups(folder / name, groups)
+        cases = {name: case | {"recorded": "unequal"} for name, case in updates.items() if name not in LONGER}
+        found[world] = run(folder, world, cases | {name: case | {"recorded": "equal"} for name, case in GRADIENTS.items()})
+        found[world]["folder"] = folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, recorded):
+    """The cases that only the slow run takes, on two processes."""
+    folder = tmp_path_factory.mktemp("longer")
+    write_groups(folder / "unequal", recorded["unequal"])
+    return run(folder, 2, {name: UPDATES[name] | {"recorded": "unequal"} for name in LONGER})
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, recorded, results):
+    """World size -> case -> what one further update left, from a checkpoint of the other world size."""
+    found = {}
+    for world, cases in RESUMED.items():
+        folder = tmp_path_factory.mktemp("resumed")
+        write_groups(folder / "unequal", recorded["unequal"])
+        (folder / "saved").symlink_to(results[3 - world]["folder"] / "saved")
+        (folder / "here").symlink_to(results[world]["folder"] / "saved")
+        found[world] = run(folder, world, {name: case | {"recorded": "unequal"} for name, case in cases.items()})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "case"), [(world, case) for world, cases in RESUMED.items() for case in cases])
+def test_a_checkpoint_goes_on_under_any_layout(results, resumed, world, case):
+    saved = RESUMED[world][case]["resume"].split("/")[1]
+    uninterrupted = results[world if case.startswith("again") else 3 - world][saved]
+    found = resumed[world][case]
+    if case.startswith("again"):
+        assert torch.equal(found["weights"], uninterrupted["weights"])
+        return
     start = torch.cat([p.detach().flatten() for p in tiny_llama().float().parameters()])
-    reference = results[1][f"zero0:8:99999:{':'.join(case.split(':')[3:])}"]
-    found = results[2][case]
-    moved = torch.linalg.norm(reference["weights"] - start)
+    moved = torch.linalg.norm(uninterrupted["weights"][: len(start)] - start)
+    assert torch.linalg.norm(found["weights"] - uninterrupted["weights"]) / moved <= 1e-3
+
+
+@pytest.mark.parametrize("case", [name for name in UPDATES if name not in LONGER])
+def test_every_zero_stage_makes_the_same_updates(results, case):
+    same_updates(results[2][case], results, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONGER)
+def test_further_cases_make_the_same_updates(results, longer, case):
+    same_updates(longer[case], results, case)
+
+
+def same_updates(found, results, case):
+    start = torch.cat([p.detach().flatten() for p in tiny_llama().float().parameters()])
+    _, _, kind = case.partition("-")
+    reference = results[1]["plain" if kind in ("", "one") else kind]
+    moved = torch.linalg.norm(reference["weights"][: len(start)] - start)
     assert moved > 0.01
     assert torch.linalg.norm(found["weights"] - reference["weights"]) / moved <= 1e-3
     for mine, theirs in zip(found["stats"], reference["stats"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
+        assert mine["value_loss"] == pytest.approx(theirs["value_loss"], rel=1e-3)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert mine["tokens"] == theirs["tokens"]
+    if "ppo" in case:
+        assert all(s["valued"] == s["tokens"] and s["value_loss"] > 0 for s in found["stats"])
 
 
 def test_minibatches_after_the_first_are_off_policy(results):
-    ratios_clipped = [s["clipped_low"] + s["clipped_high"] for s in results[2]["zero2:24:48:3:5"]["stats"]]
-    assert ratios_clipped[0] == 0
-    assert max(ratios_clipped) > 0
+    clipped = [s["clipped_low"] + s["clipped_high"] for s in results[2]["zero2-minibatches"]["stats"]]
+    assert clipped[0] == 0
+    assert max(clipped) > 0
+
+
+def plain_gradient(groups):
+    """GRPO as its equation has it, in float64, one answer at a time through the plain model."""
+    model, frozen, total = tiny_llama(), tiny_llama(seed=1), 0.0
+    for group in groups:
+        rewards = torch.tensor([e.reward.total for e in group.episodes], dtype=torch.float64)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        for episode, advantage in zip(group.episodes, advantages, strict=True):
+            ids, length = torch.tensor([episode.prompt_ids + episode.completion_ids]), len(episode.completion_ids)
+
+            def logp(of, ids=ids, length=length):
+                said = of(ids).logits.log_softmax(-1)[0, -length - 1 : -1]
+                return said[torch.arange(length), ids[0, -length:]]
+
+            mine, d = logp(model), logp(frozen).detach() - logp(model)
+            objective = torch.exp(mine - mine.detach()) * advantage - KL * (torch.exp(d) - d - 1)
+            total = total - objective.mean() / (len(groups) * len(group.episodes))
+    total.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_the_gradient_is_the_equations_for_every_cut_world_size_and_zero_stage(results, recorded):
+    expected = plain_gradient(recorded["equal"])
+    errors = {
+        (world, zero, cut): float(torch.linalg.norm(gradient.double() - expected) / torch.linalg.norm(expected))
+        for world in results
+        for zero in GRADIENTS
+        for cut, gradient in zip(CUTS, results[world][zero]["gradients"], strict=True)
+    }
+    assert len(errors) == 2 * 4 * 8
+    assert max(errors.values()) <= 1e-5, errors
+    passes = dict(zip(CUTS, results[1]["gradient-zero0"]["passes"], strict=True))
+    for rows in (1, 2, 4, 8):  # the cuts are what their names say: 20 answers, so many at a time
+        assert (max(passes[f"padded{rows}"]), len(passes[f"padded{rows}"])) == (rows, -(-20 // rows))

@@ -1,47 +1,96 @@
-"""A rank of the ZeRO test: makes three GRPO updates on recorded groups under each ZeRO stage, and leaves the weights.
+"""A rank of the ZeRO test: makes updates on recorded groups for each case, and leaves weights, gradients and statistics.
 
-`torchrun … zero_updates.py GROUPS OUTPUT STAGE…`
+`torchrun … zero_updates.py FOLDER`: in it cases.json, name -> settings and `recorded`, the file of groups in FOLDER.
 """
 
+import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from deepspeed.utils import safe_get_full_grad
 
 from stages.engine import ranks, scorer
+from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
+from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.grpo.prepare import prepare
+from stages.grpo.reference import Reference
 from stages.grpo.settings import GRPO
 from stages.grpo.update import update
 from stages.rollout.records import read_groups
 from tests.conftest import tiny_llama
 
 
+class Recorded(Engine):
+    """Keeps the whole gradient of its last step, before it is clipped."""
+
+    gradient = torch.zeros(0)
+
+    def step(self, lr: float) -> float:
+        parameters = [p for p in self.engine.module.parameters() if p.requires_grad]
+        self.gradient = torch.cat([safe_get_full_grad(p).flatten().clone() for p in parameters])
+        return super().step(lr)
+
+
 def main() -> None:
     # Ranks have unequal numbers of predicted tokens, so they would make unequal numbers of passes through the head.
     scorer.CHUNK = 5
-    recorded, output = read_groups(Path(sys.argv[1])), Path(sys.argv[2])
-    for case in sys.argv[3:]:
-        zero, row, micro, minibatches, count = case.split(":")
-        groups = recorded[: int(count)]
-        settings = GRPO(
-            lr=1e-3,
-            kl=0.05,
-            minibatches=int(minibatches),
-            packing={"row_tokens": int(row), "micro_tokens": int(micro)},
-            deepspeed=zero,
-        )
-        engine = Engine(tiny_llama().float(), settings, zero, "cpu")
-        reference = Engine(tiny_llama(seed=1).float(), settings, "zero0", "cpu").score
-        stats = []
-        for step in range(3):
-            batches = prepare(groups, settings, engine, seed=0, step=step, temperature=1.0, reference=reference)
-            stats += [update(engine, batch, settings, lr=1e-3, temperature=1.0) for batch in batches]
-        with engine.whole_weights() as model:
-            weights = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    folder = Path(sys.argv[1])
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        groups, count, cuts = read_groups(folder / case.pop("recorded")), case.pop("groups", None), case.pop("cuts", None)
+        resume = case.pop("resume", None)
+        settings = GRPO(lr=1e-3, **case)
+        ppo, shared = settings.algorithm == "ppo", settings.critic.model == "shared"
+        made = TokenValueScorer if ppo and shared else TokenScorer
+        policy = Recorded(made(tiny_llama().float()), settings, settings.deepspeed, "cpu")
+        critic = None
+        if ppo and not shared:
+            critic = Recorded(ValueScorer(tiny_llama().float()), settings, settings.deepspeed, "cpu")
+        reference = Reference(tiny_llama(seed=1).float(), policy.device) if settings.kl else None
+        found: dict[str, list] = {"gradients": [], "stats": [], "passes": []}
+
+        def step(number: int, cut: GRPO, lr: float) -> None:
+            models = {"reference": reference, "critic": critic}  # noqa: B023  called at once
+            where = {"seed": 0, "step": number, "temperature": 1.0, "max_tokens": 10}
+            prepared = prepare(groups[:count], cut, policy, **where, **models)  # noqa: B023
+            for batch in prepared.minibatches:
+                stats = update(policy, batch, cut, lr=lr, temperature=1.0, critic=critic)  # noqa: B023
+                found["stats"].append(vars(stats))  # noqa: B023
+                found["gradients"].append(policy.gradient)  # noqa: B023
+                found["passes"].append([len(rows.tokens) for rows in batch.micro])  # noqa: B023
+
+        if cuts is None:
+            # What the second step leaves is saved; a case with `resume` begins there, whatever layout saved it.
+            first = 0
+            if resume:
+                stored = Checkpointer(folder / resume, settings.checkpoints, ranks.number()).restore(ranks.size())
+                policy.restore(stored.part("policy"))
+                if critic:
+                    critic.restore(stored.part("critic"))
+                first = stored.state["step"]
+            for number in range(first, 3):
+                step(number, settings, 1e-3)
+                if number == 1 and not resume:
+                    parts = {"policy": policy.state()} | ({"critic": critic.state()} if critic else {})
+                    checkpointer = Checkpointer(folder / "saved" / name, settings.checkpoints, ranks.number())
+                    checkpointer.begin(2, {}, parts)
+                    checkpointer.finish()
+        else:  # a learning rate of 0 leaves the weights: one engine does for all cuts
+            for cut in cuts:
+                step(0, GRPO(**settings.model_dump() | {"packing": cut}), 0.0)
+        with policy.whole_weights() as model:
+            weights = [p.detach().flatten().clone() for p in model.parameters()]
+        if critic:
+            with critic.whole_weights() as model:
+                weights += [p.detach().flatten().clone() for p in model.parameters()]
         if ranks.number() == 0:
-            torch.save({"weights": weights, "stats": [vars(s) for s in stats]}, output / f"{case.replace(':', '-')}.pt")
+            torch.save(found | {"weights": torch.cat(weights)}, folder / f"{name}.pt")
     ranks.barrier()
+    sys.stderr.flush()
+    # As a stage's process does: gloo's and DeepSpeed's threads may abort the interpreter's teardown.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,13 @@ def test_every_shipped_config_loads(path, tmp_path):
 def test_the_recipe_has_the_papers_figures():
     recipe = load_recipe(ROOT / "configs/recipes/r1.yaml", [*PROBLEMS, f"stages.base.path={ROOT}"])
     zero = recipe.stages["zero"]
-    assert (zero.lr, zero.kl, zero.samples, zero.questions, zero.steps) == (3e-6, 0.001, 16, 32, 10_400)
+    assert (zero.lr, zero.kl, zero.samples) == (3e-6, 0.001, 16)
+    assert zero.questions * zero.samples == 8192  # outputs of a rollout
+    assert zero.questions / zero.minibatches == 32  # questions of an update
+    assert zero.steps * zero.minibatches == 10_400  # updates
+    assert zero.reference_every * zero.minibatches == 400
+    reasoning = recipe.stages["reasoning"]
+    assert (reasoning.clip_low, reasoning.clip_high, reasoning.kl) == (10, 10, 0.001)
     assert (zero.sampling.temperature, zero.sampling.max_tokens) == (1.0, 32_768)
     assert (zero.rewards.accuracy, zero.rewards.format, zero.rewards.language) == (1.0, 1.0, 0.0)
     assert recipe.stages["reasoning"].rewards.language == 1.0
@@ -56,7 +62,24 @@ def test_the_order_follows_the_file_as_far_as_inputs_allow():
         ("stages.zero.lr=fast", "stages.zero.lr", "valid number"),
         ("stages.zero.lr=0", "stages.zero.lr", "greater than 0"),
         ("stages.zero.lr=-1", "stages.zero.lr", "greater than 0"),
-        ("stages.zero.samples=1", "stages.zero.samples", "greater than or equal to 2"),
+        ("stages.zero.samples=1", "stages.zero", "samples must be at least 2: grpo compares the answers of a group"),
+        ("stages.zero.continues=reasoning", "stages.zero.continues", "should be STAGE@STEP"),
+        ("stages.reasoning.continues=zer@3", "stages.reasoning.continues", "did you mean `zero`?"),
+        ("stages.reasoning.continues=base@3", "stages.reasoning.continues", "name a stage of kind rl"),
+        ("stages.zero.continues=reasoning@3", "stages", "circle"),
+        ("stages.zero.algorithm=grop", "stages.zero.algorithm", "did you mean `grpo`?"),
+        ("stages.zero.preset=r2", "stages.zero.preset", "'r1' or 'field'"),
+        ("stages.zero={algorithm: dapo, preset: r1}", "stages.zero", "with dapo set `preset: null`"),
+        ("stages.zero.algorithm=[dapo]", "stages.zero.algorithm", "input should be 'grpo'"),
+        ("stages.zero.clip_dual=0.9", "stages.zero.clip_dual", "greater than 1"),
+        ("stages.zero={algorithm: cispo, clip_dual: 3}", "stages.zero", "clip_dual has no meaning for cispo"),
+        ("stages.zero.critic.lam=0.9", "stages.zero", "`critic` belongs to `algorithm: ppo`"),
+        ("stages.zero={algorithm: ppo, critic: {model: shared, pretrain: 2}}", "stages.zero", "critic.model: own"),
+        ("stages.zero={algorithm: ppo, critic: {pretrain: 60}}", "stages.zero", "critic.pretrain must be smaller than steps"),
+        ("stages.zero={algorithm: ppo, samples: 1, max_resamples: 1}", "stages.zero", "max_resamples needs groups"),
+        ("stages.zero={kl_correction: true, kl_place: reward}", "stages.zero", "set `kl_place: loss`"),
+        ("stages.zero.rewards.overlong=1", "stages.zero.rewards", "overlong and overlong_buffer go together"),
+        ("stages.zero.rewards={overlong: 1, overlong_buffer: 99}", "stages.zero", "not be larger than sampling.max_tokens"),
         ("stages.zero.steps=2.5", "stages.zero.steps", "integer"),
         ("stages.reasoning.deepspeed=zero4", "stages.reasoning.deepspeed", "zero0, zero1, zero2, zero3"),
         ("stages.zero.policy=bas", "stages.zero.policy", "did you mean `base`?"),
@@ -77,6 +100,29 @@ def test_a_mistake_is_told_with_its_key_and_mend(override, key, says):
     assert key in line
     assert says in line
     assert "\n" not in line
+
+
+def test_an_algorithm_brings_its_defaults_and_the_recipe_has_the_last_word():
+    def zero(*overrides):
+        return load_recipe(ROOT / "configs/quickstart.yaml", [f"stages.zero.{o}" for o in overrides]).stages["zero"]
+
+    gspo = zero("algorithm=gspo", "clip_high=0.01")
+    assert (gspo.ratio, gspo.aggregation, gspo.clip_low, gspo.clip_high) == ("sequence", "sample_mean", 3e-4, 0.01)
+    assert zero("preset=r1").clip_high == 10
+    assert zero("algorithm=dapo").max_resamples == 10
+    assert (zero("algorithm=ppo").kl_place, zero("algorithm=ppo").kl_estimator) == ("reward", "k1")
+    assert zero("algorithm=ppo", "samples=1").samples == 1
+    # What was written out whole is read back the same: the defaults are not applied twice.
+    again = type(gspo).model_validate(gspo.model_dump(mode="json"))
+    assert again == gspo
+
+
+def test_a_preset_is_its_values():
+    named, spelled = (
+        load_recipe(ROOT / "configs/quickstart.yaml", overrides).stages["zero"]
+        for overrides in (["stages.zero.preset=field"], ["stages.zero.clip_low=0.2", "stages.zero.clip_high=0.28"])
+    )
+    assert semantic(named) == semantic(spelled)
 
 
 def test_a_mistake_names_the_file_that_made_it(tmp_path):

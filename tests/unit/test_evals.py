@@ -88,7 +88,7 @@ class Table:
 
 def language_model(rollout, folder, **hooks):
     def judge(groups):
-        score(CONFIG.rewards, [e for g in groups for e in g.episodes])
+        score(CONFIG.rewards, [e for g in groups for e in g.episodes], max_tokens=64, key="")
 
     return RolloutLM(rollout, folder, seed=0, problems=PROBLEMS, chunk=2, hooks=Hooks(score=judge, **hooks))
 

@@ -144,11 +144,11 @@ def test_gsm8k_references_judge_themselves_right_and_their_neighbours_wrong(veri
     assert len(problems) == 1319
     rewards = Rewards(verifier=verifier)
     own = [episode(f"<think>so</think><answer>{p.answer}</answer>", p.answer) for p in problems]
-    score(rewards, own)
+    score(rewards, own, max_tokens=64, key="")
     assert {(e.scored.verdict, e.scored.total) for e in own} == {("right", 2.0)}
     pairs = [(a, b) for a, b in itertools.pairwise(problems) if a.answer != b.answer]
     others = [episode(f"<think>so</think><answer>{b.answer}</answer>", a.answer) for a, b in pairs]
-    score(rewards, others)
+    score(rewards, others, max_tokens=64, key="")
     assert len(others) > 1200 and {e.scored.verdict for e in others} == {"wrong"}
     assert final_answer(own[0].text) == "18"
 

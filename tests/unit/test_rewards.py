@@ -165,7 +165,7 @@ def test_score_weighs_its_parts():
         episode("<answer>5</answer>"),
         episode("<think>1+1=2</think><answer>5</answer>", finish="length"),
     ]
-    score(rewards, episodes)
+    score(rewards, episodes, max_tokens=64, key="")
     assert [e.scored.total for e in episodes] == pytest.approx([1.0 + 0.1 + 0.25, 0.1 + 0.5, 1.0, 0.0])
     assert episodes[0].scored.parts == {"accuracy": 1.0, "format": 1.0, "language": 0.5}
     assert "language" not in episodes[2].scored.parts  # nothing to measure is not the same as 0
@@ -174,8 +174,43 @@ def test_score_weighs_its_parts():
 
 def test_no_verdict_is_kept_apart_from_wrong():
     episodes = [episode("<think>a</think><answer>5</answer>", answer="no number")]
-    score(Rewards(verifier="numeric"), episodes)
+    score(Rewards(verifier="numeric"), episodes, max_tokens=64, key="")
     assert (episodes[0].scored.verdict, episodes[0].scored.parts["accuracy"]) == ("none", 0.0)
+
+
+def test_overlong_answers_lose_softly():
+    rewards = Rewards(verifier="exact", overlong=2.0, overlong_buffer=4)
+    # Limit 10, buffer 4: up to 6 tokens nothing, 8 tokens half of it, at 10 all.
+    for length, part in ((3, 0.0), (6, 0.0), (8, -0.5), (10, -1.0)):
+        answer = episode("<think>x</think> <answer>5</answer>")
+        answer.completion_ids = [1] * length
+        score(rewards, [answer], max_tokens=10, key="")
+        assert answer.scored.parts["overlong"] == part
+        assert answer.scored.total == 2.0 + 2.0 * part
+
+
+def test_the_control_arms_coin_knows_nothing_of_the_answer():
+    rewards = Rewards(verifier="exact", accuracy=0.0, format=0.0, random=1.0)
+    right, wrong = ("<think>x</think> <answer>5</answer>", "no")
+
+    def many(text: str) -> list[Episode]:
+        found = [episode(text) for _ in range(400)]
+        for number, answer in enumerate(found):
+            answer.sample = number
+        return found
+
+    tossed = {}
+    for text in (right, wrong):
+        episodes = many(text)
+        score(rewards, episodes, max_tokens=64, key="0-train-3")
+        tossed[text] = [e.scored.total for e in episodes]
+    assert tossed[right] == tossed[wrong]
+    assert set(tossed[right]) == {0.0, 1.0}
+    assert 160 < sum(tossed[right]) < 240  # four standard deviations
+    again = many(right)
+    score(rewards, again, max_tokens=64, key="0-train-4")
+    assert [e.scored.total for e in again] != tossed[right]
+    assert all(e.scored.parts["accuracy"] == 1.0 for e in again)  # measured all the same
 
 
 def test_rewards_need_a_weight():
@@ -205,6 +240,6 @@ def test_filters_name_the_first_that_fails():
         (f"<think>{looping}</think><answer>5</answer>", "stop", "repetition"),
     ]
     episodes = [episode(text, finish=finish) for text, finish, _ in cases]
-    score(rewards, episodes)
+    score(rewards, episodes, max_tokens=64, key="")
     assert [first_failure(e, Filters(), rewards) for e in episodes] == [failure for _, _, failure in cases]
     assert most_repeats("a b a b", 2) == 2 and most_repeats("a", 2) == 0

@@ -1,7 +1,10 @@
 """Folders, manifests, whole files, the journal, locks: what makes a finished stage a fact."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +63,7 @@ def finished(tmp_path: Path) -> StageFolder:
         (output / "weights").write_bytes(b"weights")
         (output / "sub").mkdir()
         (output / "sub" / "config").write_bytes(b"config")
+    write_json(folder.config, record().model_dump())
     facts: dict[str, Any] = {"metrics": {"loss": 1.0}, "notes": {}, "tokens": 3, "wall_seconds": 1.0, "device_seconds": 2.0}
     write_manifest(folder, record(), "model", **facts)
     return folder
@@ -217,6 +221,41 @@ def test_a_lock_of_a_dead_owner_holds_nobody_up(tmp_path: Path):
     assert said == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"has no locks.*runs=FOLDER"), hold(StageFolder(tmp_path / "s"), print):
+        raise AssertionError("held")
+
+
 def test_json_keeps_its_order(tmp_path: Path):
     write_json(tmp_path / "x.json", {"b": 1, "a": 2})
     assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a"]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "lose"])
+def test_a_damaged_journal_is_mended_from_the_checkpoints_copy(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]):
+    path, copy = tmp_path / "journal.jsonl", tmp_path / "copy.jsonl"
+    journal = Journal(path, keep_through=0)
+    for step in range(1, 5):
+        journal.append(step, 9, {"a": float(step)})
+    copy.write_bytes(path.read_bytes())
+    whole = read(path)
+    journal.append(5, 9, {"a": 5.0})  # after the checkpoint: the step is taken again
+    lines = path.read_bytes().splitlines(keepends=True)
+    if harm == "cut":
+        path.write_bytes(b"".join(lines[:3]) + lines[3][:9])
+    elif harm == "flip":
+        path.write_bytes(lines[0] + b"\x00" + b"".join(lines[1:])[1:])
+    elif harm == "lose":
+        path.write_bytes(lines[0] + b"".join(lines[2:]))
+    else:
+        path.unlink()
+    Journal(path, keep_through=4, copy=copy)
+    assert read(path) == whole
+    assert "mended" in capsys.readouterr().err
+    Journal(path, keep_through=4, copy=copy)
+    assert "mended" not in capsys.readouterr().err

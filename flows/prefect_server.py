@@ -1,0 +1,59 @@
+"""Prefect's server as a run needs it: at the begin, to record that it runs, and at its end, to record how it ended.
+
+Between these two nothing waits for it: the states of tasks travel as events, which Prefect's client keeps and sends again when
+it has a new connection. What the client asks itself is tried six times within about a minute (PREFECT_CLIENT_MAX_RETRIES), but
+once that fails at a run's end, the engine reports a failure in its place. So we ask before it does.
+"""
+
+import time
+from collections.abc import Callable
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+AWAY_SECONDS = 300.0
+"""How long a run waits for a server that is away, before its flow begins and when its stages are done."""
+ATTEMPT_SECONDS = 5.0
+"""How long one attempt waits for an answer."""
+EVENTS_SECONDS = 30.0
+"""How long the end of a run waits for events that are still to be sent."""
+
+
+def server_address() -> str:
+    """The server's address, empty when Prefect starts one by itself."""
+    return PREFECT_API_URL.value() or ""
+
+
+def server_answers(seconds: float = ATTEMPT_SECONDS) -> bool:
+    """Whether the server answers within so many seconds; one attempt. One that Prefect starts by itself counts as there."""
+    if not server_address():
+        return True
+    with (
+        temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": httpx.Timeout(seconds)}, sync_client=True) as client,
+    ):
+        error = client.api_healthcheck()
+    return error is None or (isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500)
+
+
+def wait_for_server(seconds: float, note: Callable[[str], None]) -> bool:
+    """Wait until the server answers, at most `seconds`; returns whether it does. `note` is told of a wait."""
+    until, told = time.monotonic() + seconds, False
+    while not server_answers():
+        if time.monotonic() >= until:
+            return False
+        if not told:
+            note(f"waiting for the Prefect server at {server_address()}, {seconds:.0f} s at most")
+            told = True
+        time.sleep(1.0)
+    return True
+
+
+def flush_events(run: str) -> None:
+    """Have events that an outage held back sent now: the client sends them before the next one, and forgets them at its end."""
+    emit_event("r1.run.ended", {"prefect.resource.id": f"r1.run.{run}"})
+    EventsWorker.drain_all(timeout=EVENTS_SECONDS)

@@ -1,0 +1,119 @@
+"""Servers as processes of their own, on loopback. One that ends by itself is started again, on the port it had, so that its
+clients see no more than a short outage.
+"""
+
+import contextlib
+import http
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows import watched
+from stages.store.errors import StageFailed, UserError
+
+START_SECONDS = 120.0
+"""A server on a fresh home migrates its database first; on two busy cores that has taken half a minute."""
+RESTARTS = 5
+"""After so many new starts a server is let go: what ends it will not go away."""
+
+
+class Server:
+    """A Python module that serves, and whatever process takes its place."""
+
+    def __init__(
+        self, what: str, module: str, arguments: list[str], environment: Mapping[str, str], health: str, log: Path
+    ) -> None:
+        """Start it. `what`: its name in messages; `health`: an address that answers when it is ready."""
+        self.what, self.log = what, log
+        self._command = (module, arguments, environment)
+        self._health, self._left = health, RESTARTS
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self.process = start_module(*self._command, log)
+
+    def wait_healthy(self) -> None:
+        """Wait until it answers. Raises StageFailed when it ends or stays silent."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            if (status := self.process.poll()) is not None:
+                raise StageFailed(f"{self.what} ended at its start (status {status}); its log is {self.log}")
+            try:
+                with urllib.request.urlopen(self._health, timeout=5) as answer:  # noqa: S310 - always a loopback http address
+                    if answer.status == http.HTTPStatus.OK:
+                        return
+            except (urllib.error.URLError, OSError):
+                pass
+            time.sleep(0.2)
+        raise StageFailed(f"{self.what} did not answer within {START_SECONDS:.0f} s; its log is {self.log}")
+
+    def look(self) -> bool:
+        """Start it again if it has ended; returns whether it had.
+
+        Raises StageFailed when it has ended too often.
+        """
+        with self._lock:
+            status = self.process.poll()
+            if status is None or self._stopped.is_set():
+                return False
+            if not self._left:
+                raise StageFailed(f"{self.what} ended (status {status}); its log is {self.log}")
+            self._left -= 1
+            with contextlib.suppress(ProcessLookupError):  # what it started still holds the port
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process = start_module(*self._command, self.log)
+        return True
+
+    def keep(self) -> None:
+        """Look after it in the background until it is stopped."""
+        threading.Thread(target=self._keep, daemon=True, name="keep-server").start()
+
+    def _keep(self) -> None:
+        try:
+            while not self._stopped.wait(1.0):
+                self.look()
+        except StageFailed:
+            return  # whoever needs it will say that it does not answer
+
+    def stop(self) -> None:
+        """End it for good, with all that it started."""
+        from flows.launch import ProcessTree
+
+        self._stopped.set()
+        with self._lock:
+            ProcessTree(self.process.pid).end(10.0)
+            self.process.wait()
+
+
+def start_module(module: str, arguments: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments` in a session of its own; it ends when this process does. Output goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(watched.__file__).resolve()), str(os.getpid()), module, *arguments]
+    safe = {**environment, "PYTHONSAFEPATH": "1"}
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=safe, start_new_session=True)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def demand_free(port: int, option: str) -> None:
+    """Raises UserError when somebody listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"port {port} cannot be used ({reason})", where=option, mend="choose another port") from error

@@ -1,0 +1,44 @@
+"""The reference policy of the KL term: frozen, and renewed only when the recipe says so."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from stages.engine.deepspeed_engine import Engine
+from stages.engine.rows import Rows
+from stages.engine.scorer import TokenScorer
+
+
+class Reference:
+    """A whole copy of the weights on every rank."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """`model`: the policy as it stood at the stage's start."""
+        self.scorer = TokenScorer(model.to(device)).eval()
+        self.device = device
+        self.refreshed = False
+        """Whether it is the stage's input no more."""
+
+    def logp(self, rows: Rows, temperature: float) -> Tensor:
+        """(N,) log-probabilities of the rows' predicted tokens."""
+        scored: tuple[Tensor, ...] = self.scorer(rows.to(self.device), temperature)
+        return scored[0]
+
+    def refresh(self, policy: Engine) -> None:
+        """Become the policy of now (R1-Zero does every 400 updates). Every rank calls it."""
+        policy.copy_weights(self.scorer.model)
+        self.refreshed = True
+
+    def state(self, *, main: bool) -> dict[str, Tensor]:
+        """Its weights for a checkpoint, copied; nothing when they are those of the stage's input. Rank 0 (`main`) has them."""
+        if not (main and self.refreshed):
+            return {}
+        return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self.scorer.named_parameters()}
+
+    def restore(self, stored: Callable[[str], Tensor]) -> None:
+        """Take the weights from a checkpoint. Every rank calls it."""
+        self.refreshed = True
+        with torch.no_grad():
+            for name, weight in self.scorer.named_parameters():
+                weight.copy_(stored(name))
