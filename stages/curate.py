@@ -6,6 +6,7 @@ Rejection sampling from a later model (section 2.3.3) is the same stage with ano
 """
 
 from collections import Counter
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from stages.problems.templates import Template
 from stages.rewards.filters import FILTERS, Filters, first_failure
 from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Rollout, Sampling
+from stages.rollout.settings import RolloutSettings
 from stages.store.config import EXECUTION, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
@@ -45,6 +47,8 @@ class CurateConfig(StageConfig):
     """How answers are judged: verifier, format, target language. The weights do not matter here."""
     filters: Filters = Filters()
     """What makes an answer readable."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Which engine samples."""
     choose: Literal["shortest", "first"] = "shortest"
     """Which of a problem's good answers is kept: the one of fewest tokens, or the first sampled."""
     chunk: Annotated[int, EXECUTION] = Field(default=32, ge=1)
@@ -101,22 +105,24 @@ def _sampled(context: StageContext[CurateConfig], problems: list[Problem]) -> li
     journal = Journal(context.folder.journal, keep_through=told)
     rollout: Rollout | None = None
     groups: list[Group] = []
-    for number, chunk in enumerate(chunks):
-        found = _read_chunk(context, number, chunk)
-        if found is None:
-            context.stop.check()
-            rollout = rollout or _load(context)
-            found = _sample_chunk(context, rollout, number, chunk)
-        groups.extend(found)
-        if number + 1 > told:
-            journal.append(number + 1, len(chunks), _chunk_metrics(found, config))
+    with ExitStack() as stack:
+        for number, chunk in enumerate(chunks):
+            found = _read_chunk(context, number, chunk)
+            if found is None:
+                context.stop.check()
+                rollout = rollout or stack.enter_context(_opened(context))
+                found = _sample_chunk(context, rollout, number, chunk)
+            groups.extend(found)
+            if number + 1 > told:
+                journal.append(number + 1, len(chunks), _chunk_metrics(found, config))
     return groups
 
 
-def _load(context: StageContext[CurateConfig]) -> Rollout:
-    from stages.rollout.torch_engine import load_rollout
+def _opened(context: StageContext[CurateConfig]) -> AbstractContextManager[Rollout]:
+    from stages.rollout.engines import open_rollout
 
-    return load_rollout(context.inputs["sampler"], context.config.compute.device)
+    config = context.config
+    return open_rollout(config.rollout, context.inputs["sampler"], config.compute.device, context.folder.path / "vllm.log")
 
 
 def _sample_chunk(context: StageContext[CurateConfig], rollout: Rollout, number: int, problems: list[Problem]) -> list[Group]:

@@ -67,7 +67,7 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     """Evaluate the model; finished chunks of an earlier attempt are taken over."""
     from stages.evals.lm import Hooks, RolloutLM
     from stages.evals.task import run_lm_eval
-    from stages.rollout.torch_engine import load_rollout
+    from stages.rollout.engines import open_rollout
 
     config, folder = context.config, context.folder
     source = load_problem_set(config.held_out, "held_out")
@@ -78,18 +78,19 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
         score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-evaluate")
 
     hooks = Hooks(score=scored, check_stop=context.stop.check)
-    lm = RolloutLM(
-        load_rollout(context.inputs["model"], config.compute.device),
-        folder.rollouts,
-        seed=config.seed,
-        problems=problems,
-        chunk=config.chunk,
-        opened=config.template.opened,
-        hooks=hooks,
-    )
-    progress = ChunkJournal(folder.journal, lm.groups, problems)
-    hooks.chunk_done = progress.chunk_done
-    evaluation = run_lm_eval(config, lm)
+    with open_rollout(config.rollout, context.inputs["model"], config.compute.device, folder.path / "vllm.log") as rollout:
+        lm = RolloutLM(
+            rollout,
+            folder.rollouts,
+            seed=config.seed,
+            problems=problems,
+            chunk=config.chunk,
+            opened=config.template.opened,
+            hooks=hooks,
+        )
+        progress = ChunkJournal(folder.journal, lm.groups, problems)
+        hooks.chunk_done = progress.chunk_done
+        evaluation = run_lm_eval(config, lm)
     with whole_folder(folder.output("report")) as report:
         write_json(report / "metrics.json", evaluation.metrics)
         write_json(report / "problems.json", evaluation.problems)

@@ -4,7 +4,8 @@ R1-Zero starts from a base model with accuracy and format rewards alone; the rea
 and adds the language-consistency reward. Both are this kind.
 """
 
-from typing import Literal, Self
+import contextlib
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -13,6 +14,7 @@ from stages.problems.sources import ProblemSource, load_problem_set
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
+from stages.rollout.settings import RolloutSettings
 from stages.store.config import ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
@@ -35,6 +37,13 @@ class RLConfig(StageConfig, GRPO):
     """How answers are sampled; R1-Zero: temperature 1, at most 32,768 tokens."""
     rewards: Rewards = Rewards()
     """What an answer earns."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Which engine samples. With `vllm` the default of `importance_cap` is 2: it rounds otherwise than the trainer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_engine(cls, given: Any) -> Any:
+        return {"importance_cap": 2.0, **given} if isinstance(given, dict) and _samples_elsewhere(given) else given
 
     @model_validator(mode="after")
     def _trainable(self) -> Self:
@@ -47,10 +56,17 @@ class RLConfig(StageConfig, GRPO):
         return self
 
 
+def _samples_elsewhere(given: dict[str, Any]) -> bool:
+    """Whether the settings name another engine than the trainer's own model."""
+    rollout = given.get("rollout")
+    return (rollout.get("engine") if isinstance(rollout, dict) else getattr(rollout, "engine", None)) == "vllm"
+
+
 def run(context: StageContext[RLConfig]) -> Result:
     """Train the policy."""
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
+    from stages.grpo.policy_rollout import follow_policy
     from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
@@ -70,7 +86,11 @@ def run(context: StageContext[RLConfig]) -> Result:
     policy = Engine(scorer(load_model(folder)), config, config.deepspeed, device)
     reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
     critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
-    result = Trainer(context, policy, tokenizer, trained, held_out.problems, reference, critic).run()
+    with contextlib.ExitStack() as stack:
+        follower = None
+        if config.rollout.engine == "vllm":
+            follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
+        result = Trainer(context, policy, tokenizer, trained, held_out.problems, reference, critic, follower).run()
     result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")

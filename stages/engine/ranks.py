@@ -59,3 +59,8 @@ def size() -> int:
 def number() -> int:
     """Number of this rank, from 0."""
     return dist.get_rank()
+
+
+def local_number() -> int:
+    """Number of this rank on its node, from 0."""
+    return dist.get_node_local_rank(0)

@@ -8,6 +8,7 @@ from stages.problems.sources import ProblemSource
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
+from stages.rollout.settings import RolloutSettings
 from stages.store.config import EXECUTION, ExternalPath, StageConfig
 
 
@@ -22,6 +23,8 @@ class EvaluationConfig(StageConfig):
     """How answers are sampled. The paper: temperature 0.6, top-p 0.95, 32,768 tokens."""
     samples: int = Field(default=2, ge=1)
     """Answers per problem, k. pass@1 is the mean over them. The paper: 64 for AIME, 16 for MATH-500."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Which engine samples. Tasks that ask for likelihoods want `torch`."""
     rewards: Rewards = Rewards()
     """How answers are judged. Accuracy, format and language are all measured, whatever their weights."""
     chunk: Annotated[int, EXECUTION] = Field(default=64, ge=1)

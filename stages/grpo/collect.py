@@ -26,6 +26,8 @@ class Scene:
     seed: int
     rank: int = 0
     world_size: int = 1
+    rest: Callable[[], None] = lambda: None
+    """Called when sampling is over for a while."""
 
     def sample(
         self, problems: Sequence[Problem], samples: int, purpose: str, step: int, rollout: Rollout | None = None
@@ -36,12 +38,14 @@ class Scene:
         answer depend on (seed, purpose, step, question, sample number) alone.
         """
         mine = list(problems[self.rank :: self.world_size])
-        rollout = rollout or self.rollout()
+        engine = rollout or self.rollout()
         groups = (
-            sample_groups(rollout, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
+            sample_groups(engine, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
             if mine
             else []
         )
+        if rollout is None:
+            self.rest()
         episodes = [episode for group in groups for episode in group.episodes]
         score(self.rewards, episodes, max_tokens=self.sampling.max_tokens, key=f"{self.seed}-{purpose}-{step}")
         shares = ranks.gather(groups)
@@ -75,6 +79,7 @@ def collect(
     rollout = scene.rollout()
     drawn = scene.sample(problems, samples, "train", step, rollout)
     if not max_resamples:
+        scene.rest()
         return Collected(drawn, drawn, position)
     kept = [group for group in drawn if has_signal(group)]
     resamples = 0
@@ -86,6 +91,7 @@ def collect(
         more = scene.sample(problems, samples, "train", step, rollout)
         drawn = drawn + more
         kept += [group for group in more if has_signal(group)]
+    scene.rest()
     return Collected(kept, drawn, position, resamples)
 
 

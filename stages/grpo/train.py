@@ -16,6 +16,7 @@ from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
 from stages.grpo.collect import Collected, Scene, collect
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
+from stages.grpo.policy_rollout import PolicyRollout
 from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
 from stages.grpo.sampler import ProblemSampler
@@ -42,8 +43,9 @@ class Trainer:
         held_out: Sequence[Problem],
         reference: Reference | None = None,
         critic: Engine | None = None,
+        follower: PolicyRollout | None = None,
     ) -> None:
-        """`reference` for a KL term, None without one; `critic`: PPO's own value model."""
+        """`reference` for a KL term, None without one; `critic`: PPO's own value model; `follower`: samples in its stead."""
         self.context, self.config, self.policy, self.tokenizer = context, context.config, policy, tokenizer
         config = self.config
         self.reference, self.critic = reference, critic
@@ -56,6 +58,8 @@ class Trainer:
             rank=context.rank,
             world_size=context.world_size,
         )
+        if follower is not None:
+            self.scene.rollout, self.scene.rest = follower.fresh, follower.rest
         self.sampler = ProblemSampler(problems, config.questions, config.seed)
         self.held_out = list(held_out[: config.evaluation.problems])
         self.selection = Selection()

@@ -40,7 +40,8 @@ class Completion:
     ids: list[int] = field(default_factory=list)
     """Sampled tokens, the end token included when it came."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each sampled token under the sampling temperature, before top-p."""
+    """Log-probability of each sampled token under the sampling temperature: before top-p, but from vLLM after it. Training
+    wants top-p 1, where they are the same."""
     text: str = ""
     """Decoded without special tokens."""
     finish: Literal["stop", "length"] = "length"

@@ -9,10 +9,15 @@ BLOCK = 256
 """Entries of a block in the two-level search; the vocabulary is cut into blocks of this many."""
 
 
-def uniforms(length: int, seed: int, *identity: object) -> Tensor:
-    """(length,) random numbers in [0, 1) that depend on the seed and the identity alone, not on who else is sampled."""
+def derived_seed(seed: int, *identity: object) -> int:
+    """63 bits that depend on the seed and the identity alone, not on who else is sampled."""
     digest = hashlib.sha256(repr((seed, *identity)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+def uniforms(length: int, seed: int, *identity: object) -> Tensor:
+    """(length,) random numbers in [0, 1) from the seed that `derived_seed` gives."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, *identity))
     return torch.rand(length, generator=generator, dtype=torch.float64).float().clamp(max=1 - 2**-24)
 
 

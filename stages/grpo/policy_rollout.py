@@ -1,0 +1,77 @@
+"""vLLM follows the policy: before it samples, the trainer's weights of now are put into it through a folder in shared memory.
+
+Every rank has its own vLLM, and every node one folder, which its first rank writes. Over NCCL the weights would go from GPU to
+GPU without the folder; the trainer's end of that is part of vLLM's package, which our environment cannot hold.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.engine import ranks
+from stages.engine.deepspeed_engine import Engine
+from stages.rollout.protocol import Rollout
+from stages.rollout.settings import RolloutSettings
+from stages.rollout.vllm_engine import VllmRollout
+from stages.store.files import TEMPORARY
+from stages.store.folders import StageFolder
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its name in it is this stage's alone
+ROOM = 1.2
+"""Free shared memory that is wanted, as a multiple of the weights."""
+
+
+@dataclass(frozen=True)
+class PolicyRollout:
+    """What the trainer's scene calls when its engine is not the trainer's own model."""
+
+    fresh: Callable[[], Rollout]
+    """Gives the engine, with the policy's weights of now. Every rank calls it."""
+    rest: Callable[[], None]
+    """Called when sampling is over until the next `fresh`."""
+
+
+@contextmanager
+def follow_policy(
+    settings: RolloutSettings, policy: Engine, tokenizer: Any, start: Path, folder: StageFolder
+) -> Iterator[PolicyRollout]:
+    """An engine with the weights of `policy`, while the block lasts. `start`: a model folder of the same architecture."""
+    first = ranks.local_number() == 0
+    place = _place(policy, folder)
+    log = folder.path / f"vllm-rank{ranks.number()}.log"
+    with VllmRollout(start, tokenizer, settings, device=policy.device.type, log=log) as rollout:
+
+        def fresh() -> Rollout:
+            if first:  # what a killed attempt left
+                shutil.rmtree(place, ignore_errors=True)
+            try:
+                policy.save_model(place, tokenizer, main=first)
+                rollout.load_weights(place)
+                ranks.barrier()
+            finally:
+                if first:
+                    shutil.rmtree(place, ignore_errors=True)
+            return rollout
+
+        def rest() -> None:
+            if settings.sleep and policy.device.type == "cuda":
+                rollout.sleep()
+
+        yield PolicyRollout(fresh, rest)
+
+
+def _place(policy: Engine, folder: StageFolder) -> Path:
+    """Where weights are handed over: shared memory when every rank sees room there, else the stage's folder.
+
+    The name is the stage folder's, which one process works in at a time, so what a killed attempt left is found again.
+    """
+    with policy.whole_weights() as model:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM * size
+    if all(ranks.gather(room)):
+        return SHARED_MEMORY / f"r1-weights-{hashlib.sha256(str(folder.path).encode()).hexdigest()[:16]}"
+    return folder.path / f"{TEMPORARY}weights"

@@ -1,0 +1,172 @@
+"""vLLM as the engine that samples: faster where it has a GPU, in a process and an environment of its own.
+
+Exact: the seed of every sample, and the weights that it is drawn with. Within rounding: log-probabilities. Other random numbers
+are drawn than by the torch engine, from the same distribution.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import psutil
+from transformers import AutoConfig, GenerationConfig
+
+from stages.rollout.protocol import Completion, Request, Sampling
+from stages.rollout.sampling import derived_seed
+from stages.rollout.settings import RolloutSettings
+from stages.rollout.torch_engine import end_tokens
+from stages.rollout.vllm_client import MEND, VllmProcess
+from stages.store.errors import StageFailed, UserError
+
+INTERPRETER = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
+"""Where `make vllm` puts it."""
+PROGRAM = Path(__file__).with_name("vllm_process.py")
+GPU_SHARE, CPU_SHARE = 0.3, 0.1
+"""`memory_share` by default."""
+COOLEST = 0.01
+"""vLLM draws at no lower temperature, but greedily."""
+_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class VllmRollout:
+    """Samples with vLLM. Implements `stages.rollout.protocol.Rollout`.
+
+    Under torchrun every rank that samples has its own, on the device of the rank (CUDA: written for, never run).
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any, settings: RolloutSettings, *, device: str, log: Path) -> None:
+        """Start it with the model of `folder`, without waiting. `device`: `cpu` or `cuda`; `log`: where vLLM's own words go.
+
+        Raises UserError when there is no interpreter for it.
+        """
+        self.tokenizer = tokenizer
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.end_tokens = _end_tokens(folder, config, tokenizer)
+        interpreter = Path(settings.vllm_python or INTERPRETER)
+        if not interpreter.is_file():
+            raise UserError("vLLM is not installed: no such interpreter", where=str(interpreter), mend=MEND)
+        options = {"device": device, "engine": _engine_options(folder, config, settings, device)}
+        # Isolated (-I): neither PYTHONPATH nor the folder of the program must bring packages of ours in.
+        self._process = VllmProcess(
+            [str(interpreter), "-I", str(PROGRAM), json.dumps(options)],
+            log,
+            start_s=settings.start_s,
+            silence_s=settings.silence_s,
+            environment=_environment(device),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt."""
+        return tuple(self.tokenizer(prompt).input_ids)
+
+    def sample(
+        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int
+    ) -> list[list[Completion]]:
+        """Answer every request; see the protocol.
+
+        The log-probabilities are of the distribution that was drawn from: under the temperature and, with top_p < 1, after
+        the cut. Raises UserError for what vLLM cannot sample, StageFailed when its process dies or falls silent.
+        """
+        self._check(requests, sampling)
+        prompts = [
+            {
+                "ids": request.prompt_ids,
+                "seeds": [
+                    derived_seed(seed, purpose, step, request.key, request.first_sample + n) for n in range(request.samples)
+                ],
+            }
+            for request in requests
+        ]
+        answers = [[Completion() for _ in range(request.samples)] for request in requests]
+        asked = {
+            "do": "sample",
+            "prompts": prompts,
+            **sampling.model_dump(mode="json"),
+            "end_tokens": sorted(self.end_tokens),
+        }
+        for reply in self._process.ask(asked):
+            answers[reply["prompt"]][reply["sample"]] = Completion(reply["ids"], reply["logprobs"], finish=reply["finish"])
+        every = [completion for request in answers for completion in request]
+        if any(not completion.ids or completion.finish not in ("stop", "length") for completion in every):
+            raise StageFailed("vLLM left an answer unfinished")
+        for completion, text in zip(
+            every, self.tokenizer.batch_decode([c.ids for c in every], skip_special_tokens=True), strict=True
+        ):
+            completion.text = text
+        return answers
+
+    def load_weights(self, folder: Path) -> None:
+        """Sample with the weights of `folder` (safetensors, of the same architecture) from now on; wakes it."""
+        self._do({"do": "load", "folder": str(folder)})
+
+    def sleep(self) -> None:
+        """Give GPU memory back, weights included, until the next `load_weights` (CUDA: written for, never run)."""
+        self._do({"do": "sleep"})
+
+    def _do(self, request: dict[str, Any]) -> None:
+        for reply in self._process.ask(request):
+            raise StageFailed(f"vLLM answered `{request['do']}` with `{str(reply)[:80]}`")
+
+    def _check(self, requests: list[Request], sampling: Sampling) -> None:
+        if 0 < sampling.temperature < COOLEST:
+            mend = f"use 0 or at least {COOLEST:g}, or `rollout.engine: torch`"
+            raise UserError(f"vLLM does not draw at {sampling.temperature:g}", where="sampling.temperature", mend=mend)
+        for request in requests:
+            if not request.prompt_ids:
+                raise UserError(f"the prompt of `{request.key}` is empty", where="template", mend="write a template")
+        longest = max((len(request.prompt_ids) for request in requests), default=0) + sampling.max_tokens
+        if longest > (room := self._process.ready()["max_model_length"]):
+            what = f"prompt and answer may have {longest} tokens, vLLM was given room for {room}"
+            mend = "make it smaller, or `rollout.max_model_length` larger if the model allows"
+            raise UserError(what, where="sampling.max_tokens", mend=mend)
+
+
+def _engine_options(folder: Path, config: Any, settings: RolloutSettings, device: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`."""
+    options: dict[str, Any] = {
+        "model": str(folder.absolute()),
+        # As the trainer has it: vLLM's `auto` would make float32 a 16-bit type.
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "max_model_len": settings.max_model_length or -1,  # the model's, if there is memory for it
+        "generation_config": "vllm",  # no sampling defaults of the model's
+        "logprobs_mode": "processed_logprobs",  # under the temperature
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if device == "cpu":
+        share = (settings.memory_share or CPU_SHARE) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # Compiling takes longer than a CPU's rollouts gain.
+        return options | {"enforce_eager": True, "kv_cache_memory_bytes": int(psutil.virtual_memory().total * share)}
+    return options | {
+        "gpu_memory_utilization": settings.memory_share or GPU_SHARE,
+        "enable_sleep_mode": settings.sleep,
+    }
+
+
+def _environment(device: str) -> dict[str, str]:
+    """The environment of this process without what torchrun tells a rank: vLLM would take itself for a part of that group."""
+    kept = {k: v for k, v in os.environ.items() if k not in _TORCHRUN and not k.startswith("TORCHELASTIC_")}
+    if device == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        kept["CUDA_VISIBLE_DEVICES"] = visible[local] if visible else str(local)
+    return kept
+
+
+def _end_tokens(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Every declared end token, as the torch engine finds them, without loading the model."""
+    written = (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder, local_files_only=True) if written else GenerationConfig()
+    return end_tokens(SimpleNamespace(generation_config=generation, config=config), tokenizer)
