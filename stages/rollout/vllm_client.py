@@ -100,7 +100,7 @@ class VllmProcess:
                 try:
                     left = left[os.write(self._stdin.fileno(), left) :]
                 except BrokenPipeError:
-                    self._fail("vLLM's process ended")
+                    self._gone()
 
     def _reply(self, limit_s: float, setting: str) -> dict[str, Any]:
         """The next line, within `limit_s` of the last sign of life."""
@@ -113,7 +113,7 @@ class VllmProcess:
                     self._fail(f"vLLM said nothing for {limit_s:g} s ({setting})")
                 part = os.read(self._stdout.fileno(), 1 << 16)
                 if not part:
-                    self._fail("vLLM's process ended")
+                    self._gone()
                 self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
         heartbeat.progress()
@@ -125,15 +125,16 @@ class VllmProcess:
             self._fail(f"vLLM's process said `{line[:80].decode(errors='replace')}`, which is no reply")
         return reply
 
-    def _fail(self, what: str) -> NoReturn:
-        """End the process, and say what it last wrote."""
-        gone = self._process.poll() is not None
-        if not gone:
-            self._process.kill()
+    def _gone(self) -> NoReturn:
         self.close()
-        status = f" (status {self._process.returncode})" if gone else ""
+        self._fail(f"vLLM's process ended (status {self._process.returncode})")
+
+    def _fail(self, what: str) -> NoReturn:
+        """End the process at once, and say what it last wrote."""
+        self._process.kill()
+        self.close()
         with self._log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
             lines = log.read().decode(errors="replace").split("\n")
         last = " | ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:])
-        raise StageFailed(f"{what}{status}; its last lines: {last or 'none'}; all of them: {self._log}")
+        raise StageFailed(f"{what}; its last lines: {last or 'none'}; all of them: {self._log}")

@@ -65,7 +65,7 @@ def main() -> None:
         if request["do"] == "sample":
             _sample(llm, request, tell)
         elif request["do"] == "load":
-            _load(llm, request["folder"], asleep=asleep)
+            _load(llm, request["folder"], asleep=asleep, cpu=options["device"] == "cpu")
             asleep = False
         elif request["do"] == "sleep":
             llm.sleep(level=2)  # the weights need not be kept: the next ones come from the trainer
@@ -133,15 +133,28 @@ def _sample(llm: Any, request: dict[str, Any], tell: Tell) -> None:
             told = time.monotonic()
 
 
-def _load(llm: Any, folder: str, *, asleep: bool) -> None:
+def _load(llm: Any, folder: str, *, asleep: bool, cpu: bool) -> None:
     """Put the weights of a folder in place of the present ones, and forget the keys and values of the old."""
     if asleep:
         llm.wake_up(tags=["weights"])
     llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    if cpu:
+        llm.apply_model(_pack_head)
     if asleep:
         llm.wake_up(tags=["kv_cache"])
     if not llm.reset_prefix_cache():
         raise RuntimeError("vLLM still holds keys and values of the old weights")
+
+
+def _pack_head(model: Any) -> None:
+    """Pack the output head again. On a CPU it multiplies by a packed copy of its weights, and where these are the embedding's
+    (tied), vLLM 0.32 puts the new ones into the embedding and leaves the copy as it was: half old, half new, without a word.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 if __name__ == "__main__":
