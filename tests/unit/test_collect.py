@@ -74,6 +74,22 @@ def test_dynamic_sampling_draws_until_every_group_has_a_signal():
         kept += sum("mixed" in key for key in batch)
 
 
+def test_the_engine_is_made_fresh_once_and_rests_once_whatever_is_drawn_again():
+    made, given = [], problems(*["right", "wrong", "mixed"] * 4)
+    stage = scene(Scripted())
+    stage.rollout = lambda: made.append("fresh") or Scripted()
+    stage.rest = lambda: made.append("rest")
+    sampler = ProblemSampler(given, 3, seed=0)
+    for max_resamples in (0, 5):
+        made.clear()
+        found = collect(stage, sampler, 0, questions=3, samples=4, step=0, max_resamples=max_resamples)
+        assert made == ["fresh", "rest"]
+    assert found.resamples > 0
+    made.clear()
+    stage.sample(given[:2], 1, "held_out", 0)
+    assert made == ["fresh", "rest"]
+
+
 def test_the_cap_ends_the_drawing():
     _, found = taken(problems(*["right"] * 20), 2, 3)
     assert (len(found.groups), len(found.drawn), found.resamples, found.position) == (0, 8, 3, 8)
