@@ -5,6 +5,7 @@ GPU without the folder; the trainer's end of that is part of vLLM's package, whi
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,4 +75,4 @@ def _place(policy: Engine, folder: StageFolder) -> Path:
     room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM * size
     if all(ranks.gather(room)):
         return SHARED_MEMORY / f"r1-weights-{hashlib.sha256(str(folder.path).encode()).hexdigest()[:16]}"
-    return folder.path / f"{TEMPORARY}weights"
+    return folder.path / f"{TEMPORARY}weights-{os.environ.get('GROUP_RANK', '0')}"  # nodes may share the stage's folder

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
@@ -39,7 +40,7 @@ class Scripted:
 @pytest.fixture
 def rollout(monkeypatch):
     scripted = Scripted()
-    monkeypatch.setattr(curate, "_load", lambda context: scripted)
+    monkeypatch.setattr(curate, "_opened", lambda context: nullcontext(scripted))
     return scripted
 
 

@@ -5,11 +5,15 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
+import torch
 from pydantic import ValidationError
 
+from stages.engine import ranks
+from stages.grpo import policy_rollout
 from stages.problems.toy import save_toy_tokenizer
 from stages.recipe import load_recipe
 from stages.rollout.engines import open_rollout
@@ -22,6 +26,7 @@ from stages.rollout.vllm_engine import VllmRollout
 from stages.store import heartbeat
 from stages.store.config import semantic
 from stages.store.errors import StageFailed, UserError
+from stages.store.folders import StageFolder
 from tests.conftest import ROOT, tiny_llama
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -148,9 +153,51 @@ def test_a_process_that_fails_is_told_of_and_ended(tmp_path, manner, says):
     with process(manner, tmp_path / "log.txt", **limits) as client:
         started = time.monotonic()
         with pytest.raises(StageFailed, match=says):
-            list(client.ask({"do": "sample", "text": "x" * 300_000}))  # more than a pipe holds
+            list(client.ask({"do": "nothing", "text": "x" * 300_000}))  # more than a pipe holds
         assert time.monotonic() - started < 30
         assert not psutil.pid_exists(client._process.pid)
+
+
+class Policy:
+    """What `follow_policy` needs of the trainer's engine."""
+
+    device = torch.device("cpu")
+    saved: ClassVar[list[Path]] = []
+
+    @contextlib.contextmanager
+    def whole_weights(self):
+        yield torch.nn.Linear(10, 10)
+
+    def save_model(self, place, tokenizer, main):
+        assert main
+        place.mkdir()  # nothing of an earlier one is in its place
+        (place / "model.safetensors").write_text("weights")
+        self.saved.append(place)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_weights_go_through_shared_memory_or_the_stages_folder_and_leave_nothing(tmp_path, folder, monkeypatch, room):
+    ranks.join("cpu")
+    shared, stage = tmp_path / "shm", StageFolder(tmp_path / "stage")
+    shared.mkdir()
+    stage.path.mkdir()
+    monkeypatch.setattr(policy_rollout, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(policy_rollout, "ROOM", 1.2 if room else 1e18)
+    policy = Policy()
+    policy.saved.clear()
+    settings = fake(tmp_path / "python")
+    with policy_rollout.follow_policy(settings, policy, load_tokenizer(folder), folder, stage) as follower:
+        assert isinstance(follower.fresh(), VllmRollout)
+        (place,) = policy.saved
+        assert place.parent == (shared if room else stage.path)
+        assert not place.exists()
+        place.mkdir()  # as an attempt that was killed in between leaves it
+        (place / "old").touch()
+        follower.fresh()
+        follower.rest()
+    assert policy.saved == [place, place]
+    assert [path.name for path in stage.path.iterdir()] == ["vllm-rank0.log"]
+    assert not list(shared.iterdir())
 
 
 def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
