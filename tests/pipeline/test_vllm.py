@@ -265,23 +265,30 @@ def test_it_ends_with_its_parent(tmp_path, moment):
     assert gone(pid)
 
 
-def run_stage(folder, name, inputs, overrides=(), processes=1, status=0):
-    """Run a stage of the tiny recipe with vLLM, which has to end with `status`; returns its standard error."""
-    prepare(folder, name, inputs, ["shared.rollout={engine: vllm, memory_share: 0.03}", *overrides])
+def start_stage(folder, processes=1):
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *launcher, "-m", "stages", str(folder)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MARK": str(folder)},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=WAIT,
-        check=False,
     )
-    assert done.returncode == status, done.stderr[-3000:]
+
+
+def end_stage(folder, process, status=0):
+    """Wait for the stage, which has to end with `status` and leave nothing behind; returns its standard error."""
+    _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == status, said[-3000:]
     assert not [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("MARK") == str(folder)]
     assert not list(Path("/dev/shm").glob("r1-weights-*"))
-    return done.stderr
+    return said
+
+
+def run_stage(folder, name, inputs, overrides=(), processes=1, status=0):
+    """Run a stage of the tiny recipe with vLLM."""
+    prepare(folder, name, inputs, ["shared.rollout={engine: vllm, memory_share: 0.03}", *overrides])
+    return end_stage(folder, start_stage(folder, processes), status)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -304,6 +311,23 @@ def test_a_training_stage_samples_with_the_weights_it_trains(tmp_path, processes
         assert line.metrics["train/importance"] == pytest.approx(1, abs=1e-2)
         assert line.metrics["train/grad_norm"] > 0
     assert json.loads((tmp_path / "stage/config.json").read_text())["config"]["importance_cap"] == 2.0
+
+
+def test_a_stage_whose_vllm_is_killed_fails_and_goes_on(tmp_path):
+    save_toy(tmp_path / "base", seed=3)
+    folder = tmp_path / "stage"
+    overrides = ["stages.zero.steps=30", "stages.zero.checkpoints.every=1", "shared.rollout={engine: vllm, memory_share: 0.03}"]
+    prepare(folder, "zero", {"policy": tmp_path / "base"}, overrides)
+    process, until = start_stage(folder), time.monotonic() + WAIT
+    while len(read(folder / "journal.jsonl")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "vllm_process.py" in " ".join(p.cmdline())]
+    engine.kill()
+    assert "StageFailed: vLLM's process ended (status -9); its last lines: " in end_stage(folder, process, status=3)
+    end_stage(folder, start_stage(folder))
+    assert [line.step for line in read(folder / "journal.jsonl")] == list(range(1, 31))
 
 
 def test_the_stages_that_only_sample_take_it_too(tmp_path):
