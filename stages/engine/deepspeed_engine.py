@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
-from stages.engine.rows import Rows, Text, batch_rows, pad_rows
+from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Optimizer, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
@@ -68,22 +68,22 @@ class Engine:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
 
-    def score(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
-        """What the scorer says of rows, with gradient where enabled."""
+    def score(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """What the scorer says of packed texts, with gradient where enabled."""
         heartbeat.progress()
-        scored: tuple[Tensor, ...] = self.engine(rows.to(self.device), temperature)
+        scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
         return scored
 
-    def equalise(self, mine: list[Rows], filler: Sequence[Text]) -> list[Rows]:
+    def equalise(self, mine: list[Packed], filler: Text) -> list[Packed]:
         """The micro-batches of this rank, filled up with weightless ones, so that all ranks make the same passes.
 
-        The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any one text.
+        The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any text.
         """
-        counts = ranks.gather([chunks_for(len(rows.targets)) for rows in mine])
+        counts = ranks.gather([chunks_for(len(packed.targets)) for packed in mine])
         needed = max(map(len, counts))
-        filled = mine + [batch_rows(pad_rows(filler)) for _ in range(needed - len(mine))]
-        for index, rows in enumerate(filled):
-            rows.chunks = max(c[index] for c in counts if index < len(c))
+        filled = mine + [alone([filler])[0] for _ in range(needed - len(mine))]
+        for index, packed in enumerate(filled):
+            packed.chunks = max(c[index] for c in counts if index < len(c))
         return filled
 
     def accumulate(self, losses: Sequence[Callable[[], Tensor]]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows
+from stages.engine.packed import Packed
 from stages.engine.scorer import TokenScorer
 
 
@@ -20,9 +20,9 @@ class Reference:
         self.refreshed = False
         """Whether it is the stage's input no more."""
 
-    def logp(self, rows: Rows, temperature: float) -> Tensor:
-        """(N,) log-probabilities of the rows' predicted tokens."""
-        scored: tuple[Tensor, ...] = self.scorer(rows.to(self.device), temperature)
+    def logp(self, packed: Packed, temperature: float) -> Tensor:
+        """(N,) log-probabilities of the predicted tokens."""
+        scored: tuple[Tensor, ...] = self.scorer(packed.to(self.device), temperature)
         return scored[0]
 
     def refresh(self, policy: Engine) -> None:

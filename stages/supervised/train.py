@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows, Text, micro_batches, pack_rows
+from stages.engine.packed import Packed, Text, micro_batches
 from stages.store.errors import Interrupted
 from stages.store.files import whole_folder
 from stages.store.stage import StageContext
@@ -101,20 +101,18 @@ def train(
 def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settings: Supervised) -> tuple[float, int]:
     """Accumulate the gradient of one step; returns the mean loss and the tokens computed, over all ranks."""
     total = sum(len(d.completion) for d in chosen)
-    # Dealt out by length, so that ranks have like work.
-    dealt = sorted(chosen, key=lambda d: -len(d.prompt) - len(d.completion))[context.rank :: context.world_size]
-    batches = micro_batches(pack_rows(dealt, settings.packing.row_tokens), settings.packing.micro_tokens)
+    batches = micro_batches(chosen, settings.packing.micro_tokens, context.rank, context.world_size)
     losses: list[float] = []
 
-    def closure(rows: Rows, weight: float) -> Tensor:
-        logp, _ = engine.score(rows)
+    def closure(packed: Packed, weight: float) -> Tensor:
+        logp, _ = engine.score(packed)
         loss = -logp.sum() * weight / total
         losses.append(float(loss.detach()))
         return loss
 
-    filled = [(rows, float(i < len(batches))) for i, rows in enumerate(engine.equalise(batches, chosen[:1]))]
-    engine.accumulate([lambda r=rows, w=weight: closure(r, w) for rows, weight in filled])  # type: ignore[misc]
-    summed = ranks.gather((sum(losses), sum(rows.size for rows in batches)))
+    filled = [(packed, float(i < len(batches))) for i, packed in enumerate(engine.equalise(batches, chosen[0]))]
+    engine.accumulate([lambda p=packed, w=weight: closure(p, w) for packed, weight in filled])  # type: ignore[misc]
+    summed = ranks.gather((sum(losses), sum(packed.size for packed in batches)))
     return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
 
 
