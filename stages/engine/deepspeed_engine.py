@@ -22,6 +22,7 @@ from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Optimizer, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
+from stages.store.clock import clock
 
 # DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
 # all-reduce uses it, and training never calls that.
@@ -71,7 +72,8 @@ class Engine:
     def score(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
         """What the scorer says of packed texts, with gradient where enabled."""
         heartbeat.progress()
-        scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
+        with clock.span("forward"):
+            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
         return scored
 
     def equalise(self, mine: list[Packed], filler: Text) -> list[Packed]:
@@ -90,20 +92,24 @@ class Engine:
         """Add the gradients of losses, each already divided by the global count and computed just before its backward."""
         for index, loss in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
-            self.engine.backward(loss() * self.world_size, scale_wrt_gas=False)
+            with clock.span("forward"):
+                scaled = loss() * self.world_size
+            with clock.span("backward"):
+                self.engine.backward(scaled, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """Clip, update, forget the gradients; returns the gradient's global norm before clipping."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
-        norm = (
-            nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
-            if self.zero_stage == 0
-            else None
-        )
-        self.engine.step()
-        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+        with clock.span("optimizer"):
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = lr
+            # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
+            norm = (
+                nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
+                if self.zero_stage == 0
+                else None
+            )
+            self.engine.step()
+            return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[Any]:
@@ -121,12 +127,13 @@ class Engine:
         """
         if self.zero_stage < 3:
             return self.model
-        if self._copy is None:
-            with self.whole_weights() as source:
-                self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
-                self._copy.generation_config = source.generation_config
-        self.copy_weights(self._copy)
-        return self._copy
+        with clock.span("weights"):
+            if self._copy is None:
+                with self.whole_weights() as source:
+                    self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
+                    self._copy.generation_config = source.generation_config
+            self.copy_weights(self._copy)
+            return self._copy
 
     def copy_weights(self, model: nn.Module) -> None:
         """Give `model`, of the same architecture, the weights of now. Every rank calls it."""

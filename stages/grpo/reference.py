@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Packed
 from stages.engine.scorer import TokenScorer
+from stages.store.clock import clock
 
 
 class Reference:
@@ -22,12 +23,14 @@ class Reference:
 
     def logp(self, packed: Packed, temperature: float) -> Tensor:
         """(N,) log-probabilities of the predicted tokens."""
-        scored: tuple[Tensor, ...] = self.scorer(packed.to(self.device), temperature)
+        with clock.span("forward"):
+            scored: tuple[Tensor, ...] = self.scorer(packed.to(self.device), temperature)
         return scored[0]
 
     def refresh(self, policy: Engine) -> None:
         """Become the policy of now (R1-Zero does every 400 updates). Every rank calls it."""
-        policy.copy_weights(self.scorer.model)
+        with clock.span("weights"):
+            policy.copy_weights(self.scorer.model)
         self.refreshed = True
 
     def state(self, *, main: bool) -> dict[str, Tensor]:
