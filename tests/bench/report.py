@@ -87,7 +87,10 @@ def _ratios(file: Path, bars: Sequence[tuple[str, Mapping[str, float], float]]) 
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         for place, value, end in zip(places, values, ends, strict=True):
-            axis.annotate(f"{value:.2f}", (end, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+            where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axis.annotate(
+                f"{value:.2f}", (end, place), fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, **where
+            )
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
