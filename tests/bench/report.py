@@ -97,6 +97,7 @@ def _ratios(file: Path, bars: Sequence[tuple[str, Mapping[str, float], float]]) 
 
 def _growth(file: Path, result: Mapping[str, Any]) -> None:
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
     points, found = result["points"], result["found"]
     tokens = [point["tokens"] for point in points]
@@ -111,6 +112,8 @@ def _growth(file: Path, result: Mapping[str, Any]) -> None:
         axis.plot(tokens, linear, "--", color="#888888", linewidth=1, label="linear growth")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_xticks(tokens, [f"{t:,}" for t in tokens])
         axis.set_ylim(min(values + linear) / 1.5, max(values + linear) * 1.5)
         axis.set_xlabel("packed tokens of an update")

@@ -115,7 +115,13 @@ def _trl(options: dict[str, Any], turns: Turns) -> None:
     }
     if options["forced"]:
         settings["generation_kwargs"] = {"min_new_tokens": options["tokens"]}
-    quiet = {"report_to": "none", "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    quiet: dict[str, Any] = {
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
     asked = questions(options["problems"], options["questions"] * ROUNDS_AHEAD)
     trainer = GRPOTrainer(
         model=options["model"],

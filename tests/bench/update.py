@@ -74,7 +74,7 @@ def flops(config: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> float:
             seen += computed * prompt + computed * (computed + 1) // 2
             predicted += computed + 1
     attention = 4 * heads * width * seen  # scores and values, each 2 × width × heads for every token seen
-    return 3.0 * (layers * (2 * layer * distinct + attention) + 2 * hidden * config["vocab_size"] * predicted)
+    return float(3 * (layers * (2 * layer * distinct + attention) + 2 * hidden * config["vocab_size"] * predicted))
 
 
 def _ours(options: dict[str, Any], turns: Turns) -> None:
