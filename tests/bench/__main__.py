@@ -6,6 +6,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -122,6 +123,7 @@ def prepared(options: argparse.Namespace) -> Bench:
 def main() -> int:
     """Measure, print, write; 1 when a comparison failed."""
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended too
     load, bench = os.getloadavg()[0], prepared(options)
     results: list[dict[str, Any]] = []
     for name in dict.fromkeys(options.only):

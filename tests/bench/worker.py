@@ -43,7 +43,7 @@ class Turns:
         """Wait for the next turn; False when there is none any more."""
         if not self._said_ready:
             self._said_ready = True
-            resident = sum(self.gather(memory("VmRSS")))
+            resident = sum(self.gather(memory("VmRSS")))  # weights that are mapped from a file count once they are read
             forget_peak()
             self._say({"ready": True, "resident_mib": resident, "settings": self.settings})
         go = bool(self.gather(sys.stdin.readline() if self.main else "")[0])
