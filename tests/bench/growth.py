@@ -25,7 +25,7 @@ def growth(bench: Bench) -> dict[str, Any]:
         "exponent of time": exponent(sizes, [p["seconds"] for p in points]),
         "exponent of memory": exponent(sizes, [p["above_mib"] for p in points]),
         "MiB more per 1,024 tokens": (points[-1]["above_mib"] - points[-2]["above_mib"]) / (sizes[-1] - sizes[-2]) * 1024,
-        "bytes per token × vocabulary entry": coupled * 2**20 / ((large - small) * (many - few)),
+        "bytes per token × vocabulary entry (logits: 4)": coupled * 2**20 / ((large - small) * (many - few)),
     }
     return {
         "name": "growth",
