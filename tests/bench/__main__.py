@@ -18,9 +18,10 @@ from tests.bench.checkpoint import checkpoint
 from tests.bench.evaluation import evaluation
 from tests.bench.growth import growth
 from tests.bench.material import PACKAGE, WORD_PROBLEMS, has_package, read_problems
-from tests.bench.measure import Bench, SideFailed, Spec, once, table
+from tests.bench.measure import Bench, table
 from tests.bench.processes import processes
 from tests.bench.rollout import rollout_64, rollout_spread
+from tests.bench.sides import SideFailed, Spec, once
 from tests.bench.step import step, step_256, step_inner, step_toy
 from tests.bench.update import update, update_toy
 

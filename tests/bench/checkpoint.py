@@ -3,7 +3,8 @@
 import tempfile
 from typing import Any
 
-from tests.bench.measure import Bench, Spec, once
+from tests.bench.measure import Bench
+from tests.bench.sides import Spec, once
 from tests.bench.update import _recorded
 from tests.bench.worker import Turns
 

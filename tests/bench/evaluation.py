@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import Bench, Spec, Turn
+from tests.bench.measure import Bench
+from tests.bench.sides import Spec, Turn
 from tests.bench.worker import Turns
 
 STOP = ["\n\n", "Question:"]

@@ -3,18 +3,19 @@
 from statistics import median
 from typing import Any
 
-from tests.bench.measure import Bench, Spec, Turn, exponent, rounds, summary
+from tests.bench.measure import Bench, exponent, summary
+from tests.bench.sides import Spec, Turn, rounds
 from tests.bench.worker import Turns
 
 VOCABULARY = 32768
 CORNERS = ((8192, 65536), (4096, 16384))
-"""Two vocabularies and two numbers of tokens."""
+"""Two vocabularies and two numbers of tokens, both of several micro-batches: within one, memory does grow with its tokens."""
 
 
 def growth(bench: Bench) -> dict[str, Any]:
     """Each size in a process of its own, with a peak of its own."""
     sizes = bench.size((1024, 4096, 16384, 65536), (1024, 2048, 4096))
-    vocabularies, tokens = bench.size(CORNERS, ((1024, 4096), (1024, 2048)))
+    vocabularies, tokens = bench.size(CORNERS, ((1024, 4096), (4096, 8192)))
     vocabulary = bench.size(VOCABULARY, 2048)
     points = [_point(bench, vocabulary, size) for size in sizes]
     grid = {(v, t): _point(bench, v, t)["above_mib"] for v in vocabularies for t in tokens}

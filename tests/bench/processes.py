@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tests.bench.measure import Bench, Spec, Turn
+from tests.bench.measure import Bench
+from tests.bench.sides import Spec, Turn
 
 
 def processes(bench: Bench) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import Bench, cores
+from tests.bench.measure import Bench
+from tests.bench.sides import cores
 
 EXPERIMENT = "bench"
 PACKAGES = ("torch", "transformers", "deepspeed", "trl", "lm-eval")

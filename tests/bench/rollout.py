@@ -3,7 +3,8 @@
 from typing import Any
 
 from tests.bench.material import questions
-from tests.bench.measure import Bench, Spec
+from tests.bench.measure import Bench
+from tests.bench.sides import Spec
 from tests.bench.worker import Turns
 
 SHORTEST, LONGEST = 16, 256

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from tests.bench.material import reward_of
-from tests.bench.measure import Bench, Spec, Turn, once
+from tests.bench.measure import Bench
+from tests.bench.sides import Spec, Turn, once
 from tests.bench.worker import Turns
 
 LARGEST_DIFFERENCE = 1e-4

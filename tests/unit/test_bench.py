@@ -5,8 +5,9 @@ import torch
 
 from tests.bench.evaluation import right
 from tests.bench.material import reward_of
-from tests.bench.measure import SideFailed, Spec, against, exponent, once, table
+from tests.bench.measure import against, exponent, table
 from tests.bench.report import metrics
+from tests.bench.sides import SideFailed, Spec, once
 from tests.bench.update import flops
 from tests.conftest import tiny_llama
 
