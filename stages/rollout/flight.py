@@ -33,7 +33,7 @@ class Answer:
 
     prompt: tuple[int, ...]
     numbers: Tensor
-    """(max_tokens,) random numbers."""
+    """(n,) random numbers: one for each token that it may have at most."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
@@ -60,8 +60,10 @@ class _Rows:
         # What a row does not have yet is read with weight zero: it must be a number.
         self.own.keys.zero_()
         self.own.values.zero_()
-        self.newest, self.lengths, self.counts = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3))
-        """(R,) the newest token, how many tokens `own` has, and how many were sampled."""
+        self.newest, self.lengths, self.counts, self.limits = (
+            torch.zeros(rows, dtype=torch.long, device=device) for _ in range(4)
+        )
+        """(R,) the newest token, how many tokens `own` has, how many were sampled, and how many may be."""
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         """(R,) whether an answer is there that has not ended."""
         self.ids = torch.zeros(rows, limit, dtype=torch.long, device=device)
@@ -75,7 +77,7 @@ class _Rows:
             index, width = torch.tensor(kept, device=self.ids.device), int(self.lengths.max())
             found.own.keys[:, : len(kept), :, :width] = self.own.keys[:, index, :, :width]
             found.own.values[:, : len(kept), :, :width] = self.own.values[:, index, :, :width]
-            for name in ("newest", "lengths", "counts", "alive", "ids", "logps", "numbers"):
+            for name in ("newest", "lengths", "counts", "limits", "alive", "ids", "logps", "numbers"):
                 getattr(found, name)[: len(kept)] = getattr(self, name)[index]
         return found
 
@@ -83,12 +85,11 @@ class _Rows:
 class Flight:
     """Decodes answers to their ends."""
 
-    def __init__(
-        self, decoder: LeanDecoder, answers: Iterable[Answer], choose: Choose, ended: Ended, *, limit: int, budget: int
-    ) -> None:
-        """`answers`: those to one prompt stand together; `limit`: most tokens of an answer; `budget`: see the module."""
-        self._decoder, self._choose, self._ended, self._limit, self._budget = decoder, choose, ended, limit, budget
+    def __init__(self, decoder: LeanDecoder, answers: Iterable[Answer], choose: Choose, ended: Ended, *, budget: int) -> None:
+        """`answers`: those to one prompt stand together; `budget`: see the module."""
+        self._decoder, self._choose, self._ended, self._budget = decoder, choose, ended, budget
         self._waiting = deque(answers)
+        self._limit = limit = max((len(answer.numbers) for answer in self._waiting), default=0)
         self._room = min(limit, FIRST_ROOM)
         self._known: dict[tuple[int, ...], _Prompt] = {}
         self._prefix, self._prefix_length = self._shared_prefix()
@@ -126,7 +127,7 @@ class Flight:
         self._rows.counts[rows] += 1
         self._rows.newest[rows] = chosen
         stopped = self._ended(self._rows.ids[rows], self._rows.counts[rows])
-        over = stopped | (self._rows.counts[rows] == self._limit)
+        over = stopped | (self._rows.counts[rows] == self._rows.limits[rows])
         for row, by_itself in zip(rows[over].tolist(), stopped[over].tolist(), strict=True):
             answer, count = self._answers[row], int(self._rows.counts[row])
             assert answer is not None
@@ -155,7 +156,8 @@ class Flight:
                 break
             answer = self._waiting.popleft()
             self._answers[row] = answer
-            self._rows.numbers[row] = answer.numbers.to(self._device)
+            self._rows.limits[row] = len(answer.numbers)
+            self._rows.numbers[row, : len(answer.numbers)] = answer.numbers.to(self._device)
             self._rows.lengths[row], self._rows.counts[row], self._rows.alive[row] = 0, 0, True
             self._prefill_from(answer)
             fresh.append(row)

@@ -12,9 +12,9 @@ from stages.rollout.flight import Answer, Choose, Ended
 from stages.store import heartbeat
 
 
-def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, *, limit: int, budget: int) -> None:
+def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, *, budget: int) -> None:
     """Fill in every answer, in batches whose prompts and answers may come to `budget` tokens; otherwise as `Flight`."""
-    start = 0
+    start, limit = 0, max((len(answer.numbers) for answer in answers), default=0)
     while start < len(answers):
         longest, end = 0, start
         while end < len(answers):
@@ -39,7 +39,7 @@ def _decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended,
     cache = output.past_key_values
     cache.batch_select_indices(which)
     logits, mask, positions = output.logits[which, -1], mask[which], lengths[which]
-    numbers = torch.stack([answer.numbers for answer in answers]).to(device)
+    numbers = torch.stack([answer.numbers for answer in answers]).to(device)  # (R, limit)
     ids, alive = torch.zeros(len(answers), limit, dtype=torch.long, device=device), torch.arange(len(answers), device=device)
     logps, over = torch.zeros(len(answers), limit, device=device), torch.zeros(len(answers), dtype=torch.bool, device=device)
     for t in range(limit):

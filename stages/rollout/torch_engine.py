@@ -50,10 +50,13 @@ class TorchRollout:
         limit = sampling.max_tokens
         answers = [
             [
-                Answer(r.prompt_ids, uniforms(limit, seed, purpose, step, r.key, r.first_sample + number))
-                for number in range(r.samples)
+                Answer(
+                    request.prompt_ids,
+                    uniforms(self._limit(request, number, sampling), seed, purpose, step, request.key, number),
+                )
+                for number in range(request.first_sample, request.first_sample + request.samples)
             ]
-            for r in requests
+            for request in requests
         ]
         # Prompts of like length fly together, the longest first.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
@@ -64,16 +67,20 @@ class TorchRollout:
         with torch.inference_mode():
             if reason := unsupported(self.model):
                 warnings.warn(f"sampling takes the slow path: {reason}", stacklevel=2)
-                plain.decode(self.model, queue, pick, self._ender(sampling), limit=limit, budget=self.tokens)
+                plain.decode(self.model, queue, pick, self._ender(sampling), budget=self.tokens)
             else:
                 longest = max((len(r.prompt_ids) for r in requests), default=0) + limit
                 decoder = LeanDecoder(self.model, longest)
-                Flight(decoder, queue, pick, self._ender(sampling), limit=limit, budget=self.tokens).run()
+                Flight(decoder, queue, pick, self._ender(sampling), budget=self.tokens).run()
         self.model.train(was_training)
         texts = iter(self.tokenizer.batch_decode([a.ids for group in answers for a in group], skip_special_tokens=True))
         return [
             [Completion(a.ids, a.logprobs, next(texts), "stop" if a.stopped else "length") for a in group] for group in answers
         ]
+
+    def _limit(self, request: Request, number: int, sampling: Sampling) -> int:  # noqa: ARG002  one for all here
+        """Most tokens of a request's sample of that number."""
+        return sampling.max_tokens
 
     def _ender(self, sampling: Sampling) -> Any:
         """Says of rows of tokens, and how many each has, which have come to an end."""

@@ -48,18 +48,16 @@ def sample_with_lengths(
 ) -> int:
     """Sample answers of which each ends at a length of its own; returns the tokens sampled.
 
-    The engine has one limit for all, so its question after every token, whose answers are over, is answered here.
+    The engine has one limit for all, so its question for it is answered here.
     """
 
     class Lengths(TorchRollout):
-        limits: dict[int, int] | None = None
+        def _limit(self, request: Request, number: int, sampling: Sampling) -> int:
+            return lengths[int(request.key) * samples + number]
 
-        def _ended(self, completions: list[Completion], sampling: Sampling) -> list[bool]:
-            if self.limits is None:  # the first time all rows are asked for, in their order
-                self.limits = {id(c): limit for c, limit in zip(completions, lengths, strict=True)}
-            return [len(c.ids) >= self.limits[id(c)] for c in completions]
-
-    found = sample(Lengths(model, tokenizer), prompts, samples, max(lengths), step=step)
+    rollout = Lengths(model, tokenizer)
+    rollout.end_tokens = frozenset()
+    found = sample(rollout, prompts, samples, max(lengths), step=step)
     return sum(len(c.ids) for group in found for c in group)
 
 
