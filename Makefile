@@ -50,8 +50,9 @@ check: $(READY)            ## lint, format, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)            ## our rollout and update beside the plain ones, as ratios
-	$(BIN)/python -m tests.bench.ratios
+bench: $(READY)            ## our step, rollout, update and evaluation beside peers, as ratios; installs TRL
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python -m tests.bench $(BENCH)
 
 faults: $(READY)           ## injects faults at random moments; prints fault, times, outcome
 	$(BIN)/python -m tests.faults.bench

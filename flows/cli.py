@@ -29,6 +29,15 @@ def parser() -> argparse.ArgumentParser:
     config = _Parser(add_help=False)
     config.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/quickstart.yaml")
     config.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
+    traced = _Parser(add_help=False)
+    traced.add_argument(
+        "--profile",
+        metavar="STEP",
+        dest="overrides",
+        action="append",
+        type=_profiled,
+        help="write a trace of this step of every training stage into its folder",
+    )
     place = _Parser(add_help=False)
     place.add_argument("--runs", metavar="FOLDER", default="runs", help="the runs folder (default: runs)")
     tries = _Parser(add_help=False)
@@ -40,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, *parents: _Parser) -> _Parser:
         return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
 
-    run = command("run", "Run a recipe; finished stages are reused.", config, tries)
+    run = command("run", "Run a recipe; finished stages are reused.", config, traced, tries)
     run.add_argument("--from", metavar="STAGE", dest="from_stage", help="what STAGE needs must be finished already")
     run.add_argument("--until", metavar="STAGE", dest="until_stage", help="run STAGE and what it needs, nothing after it")
     run.add_argument("--fresh", metavar="STAGE", action="append", default=[], help="compute STAGE again (repeatable)")
     resume = command("resume", "Go on with an interrupted or failed run.", place, tries)
     resume.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
-    stage = command("stage", "Run one stage alone; its inputs must be finished.", tries)
+    stage = command("stage", "Run one stage alone; its inputs must be finished.", traced, tries)
     stage.add_argument("stage", metavar="STAGE")
     stage.add_argument("config", metavar="CONFIG")
     stage.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
@@ -65,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     command("doctor", "What works on this machine.", place)
     command("schema", "JSON schema of recipes.")
     return top
+
+
+def _profiled(text: str) -> str:
+    if int(text) < 1:
+        raise ValueError
+    return f"shared.compute.profile={int(text)}"
 
 
 def _natural(text: str) -> int:

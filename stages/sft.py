@@ -39,7 +39,7 @@ class SFTConfig(StageConfig, Supervised):
 def run(context: StageContext[SFTConfig]) -> Result:
     """Train on the dataset."""
     from stages.engine.deepspeed_engine import Engine
-    from stages.engine.rows import Text
+    from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.train import train

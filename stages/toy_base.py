@@ -59,7 +59,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     from stages.engine.deepspeed_engine import Engine
-    from stages.engine.rows import Text
+    from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import pick_device
     from stages.supervised.train import train

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
-from stages.engine.rows import Rows, Text, batch_rows, pad_rows
+from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Optimizer, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
+from stages.store.clock import clock
 
 # DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
 # all-reduce uses it, and training never calls that.
@@ -68,42 +69,47 @@ class Engine:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
 
-    def score(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
-        """What the scorer says of rows, with gradient where enabled."""
+    def score(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """What the scorer says of packed texts, with gradient where enabled."""
         heartbeat.progress()
-        scored: tuple[Tensor, ...] = self.engine(rows.to(self.device), temperature)
+        with clock.span("forward"):
+            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
         return scored
 
-    def equalise(self, mine: list[Rows], filler: Sequence[Text]) -> list[Rows]:
+    def equalise(self, mine: list[Packed], filler: Text) -> list[Packed]:
         """The micro-batches of this rank, filled up with weightless ones, so that all ranks make the same passes.
 
-        The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any one text.
+        The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any text.
         """
-        counts = ranks.gather([chunks_for(len(rows.targets)) for rows in mine])
+        counts = ranks.gather([chunks_for(len(packed.targets)) for packed in mine])
         needed = max(map(len, counts))
-        filled = mine + [batch_rows(pad_rows(filler)) for _ in range(needed - len(mine))]
-        for index, rows in enumerate(filled):
-            rows.chunks = max(c[index] for c in counts if index < len(c))
+        filled = mine + [alone([filler])[0] for _ in range(needed - len(mine))]
+        for index, packed in enumerate(filled):
+            packed.chunks = max(c[index] for c in counts if index < len(c))
         return filled
 
     def accumulate(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         """Add the gradients of losses, each already divided by the global count and computed just before its backward."""
         for index, loss in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
-            self.engine.backward(loss() * self.world_size, scale_wrt_gas=False)
+            with clock.span("forward"):
+                scaled = loss() * self.world_size
+            with clock.span("backward"):
+                self.engine.backward(scaled, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """Clip, update, forget the gradients; returns the gradient's global norm before clipping."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
-        norm = (
-            nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
-            if self.zero_stage == 0
-            else None
-        )
-        self.engine.step()
-        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+        with clock.span("optimizer"):
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = lr
+            # Without ZeRO, DeepSpeed clips without saying what the norm was; the gradients are whole on every rank then.
+            norm = (
+                nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
+                if self.zero_stage == 0
+                else None
+            )
+            self.engine.step()
+            return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[Any]:
@@ -121,12 +127,13 @@ class Engine:
         """
         if self.zero_stage < 3:
             return self.model
-        if self._copy is None:
-            with self.whole_weights() as source:
-                self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
-                self._copy.generation_config = source.generation_config
-        self.copy_weights(self._copy)
-        return self._copy
+        with clock.span("weights"):
+            if self._copy is None:
+                with self.whole_weights() as source:
+                    self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
+                    self._copy.generation_config = source.generation_config
+            self.copy_weights(self._copy)
+            return self._copy
 
     def copy_weights(self, model: nn.Module) -> None:
         """Give `model`, of the same architecture, the weights of now. Every rank calls it."""

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from stages.store.clock import clock
+
 T = TypeVar("T")
 PATIENCE = dt.timedelta(hours=2)
 """How long a rank waits for another: ranks decode unequally long, and rank 0 writes and digests checkpoints alone."""
@@ -37,13 +39,15 @@ def gather(item: T) -> list[T]:
     if dist.get_world_size() == 1:
         return [item]
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, item)
+    with clock.span("wait"):
+        dist.all_gather_object(found, item)
     return found
 
 
 def barrier() -> None:
     """Wait for all ranks."""
-    dist.barrier()
+    with clock.span("wait"):
+        dist.barrier()
 
 
 def local_device(device: str) -> torch.device:

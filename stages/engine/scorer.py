@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.engine.rows import Rows
+from stages.engine.attention import NAME
+from stages.engine.packed import Packed
+from stages.engine.token_logp import token_logp
 from stages.store.errors import UserError
 
 CHUNK = 1024
@@ -24,53 +26,57 @@ def chunks_for(predicted: int) -> int:
 
 
 class Scorer(nn.Module):
-    """Wraps a Hugging Face causal language model (`.model`) to read packed rows."""
+    """Wraps a Hugging Face causal language model (`.model`) to read packed texts."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         config: Any = model.config
-        # Other attention code adds the mask of packed rows as numbers: it would neither be causal nor part documents.
-        if config._attn_implementation != "sdpa":
+        # Other attention code knows nothing of packed texts: it would not part them.
+        if config._attn_implementation not in ("sdpa", NAME):
             raise UserError(
                 f"`{type(model).__name__}` runs {config._attn_implementation} attention; training needs sdpa",
                 where="model",
                 mend="take a model that transformers runs with scaled_dot_product_attention",
             )
+        config._attn_implementation = NAME
         sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         self.longest = sliding or getattr(config, "max_position_embeddings", None)
         # A pad id may be a real token (SmolLM2: `<|im_end|>`). Nothing here is masked by id, so its row learns like any other;
         # with padding_idx set, its gradient would be dropped in silence.
         model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
 
-    def hidden(self, rows: Rows) -> Tensor:
+    def hidden(self, packed: Packed) -> Tensor:
         """(N, hidden) the decoder's output at the token before each predicted one.
 
-        Raises UserError for a text longer than the model's window (packed rows know no sliding windows).
+        Raises UserError for a text longer than the model's window (packed texts know no sliding windows).
         """
-        if self.longest is not None and int(rows.positions.max()) >= self.longest:
+        if self.longest is not None and packed.longest > self.longest:
             raise UserError(
-                f"a text of {int(rows.positions.max()) + 1} tokens is longer than the model's window of {self.longest}",
+                f"a text of {packed.longest} tokens is longer than the model's window of {self.longest}",
                 where="sampling.max_tokens",
                 mend="make it smaller",
             )
         decoder = self.model.get_decoder()  # type: ignore[operator]
-        output = decoder(input_ids=rows.tokens, attention_mask=rows.visible(), position_ids=rows.positions, use_cache=False)
-        found: Tensor = output.last_hidden_state.flatten(0, 1)[rows.predictor]
-        return found
+        output = decoder(
+            input_ids=packed.tokens[None],
+            position_ids=packed.positions[None],
+            attention_mask=packed.tokens.new_ones(1, 1, 1, 1),  # four dimensions: transformers makes no mask of its own
+            packed_layout=packed.layout,
+            use_cache=False,
+        )
+        return output.last_hidden_state[0].index_select(0, packed.predictor)  # type: ignore[no-any-return]
 
-    def likelihoods(self, hidden: Tensor, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each predicted token, (N,) float32 each, from the `hidden` of `rows`."""
+    def likelihoods(self, hidden: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each predicted token, (N,) float32 each, from the `hidden` of `packed`."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
 
         def chunk(part: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            logp = torch.log_softmax(head(part).float() / temperature, dim=-1)  # (n, vocabulary)
-            entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
-            return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
+            return token_logp(head(part), targets, temperature)
 
         # Ranks agreed on `chunks`; a rank with few tokens passes empty ones through.
-        pieces = zip(hidden.tensor_split(rows.chunks), rows.targets.tensor_split(rows.chunks), strict=True)
-        if rows.chunks == 1 or not torch.is_grad_enabled():
+        pieces = zip(hidden.tensor_split(packed.chunks), packed.targets.tensor_split(packed.chunks), strict=True)
+        if packed.chunks == 1 or not torch.is_grad_enabled():
             parts = [chunk(h, t) for h, t in pieces]
         else:
             parts = [checkpoint(chunk, h, t, use_reentrant=False) for h, t in pieces]
@@ -80,13 +86,13 @@ class Scorer(nn.Module):
 class TokenScorer(Scorer):
     """Says how likely given tokens are."""
 
-    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
         """Log-probability and entropy of each predicted token.
 
         Returns two float32 tensors of shape (N,); entropy (in nats) carries no gradient.
         Raises UserError for a text longer than the model's window.
         """
-        return self.likelihoods(self.hidden(rows), rows, temperature)
+        return self.likelihoods(self.hidden(packed), packed, temperature)
 
 
 class ValueScorer(Scorer):
@@ -97,9 +103,9 @@ class ValueScorer(Scorer):
         self.head = value_head(model)
         model.set_output_embeddings(nn.Identity())  # type: ignore[operator]  # nothing is predicted here
 
-    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:  # noqa: ARG002  as TokenScorer's
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:  # noqa: ARG002  as TokenScorer's
         """(N,) float32: the value of what stands before each predicted token."""
-        return (self.head(self.hidden(rows)).float().squeeze(-1),)
+        return (self.head(self.hidden(packed)).float().squeeze(-1),)
 
 
 class TokenValueScorer(TokenScorer):
@@ -109,10 +115,10 @@ class TokenValueScorer(TokenScorer):
         super().__init__(model)
         self.head = value_head(model)
 
-    def forward(self, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, ...]:
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
         """Log-probability, entropy and value: as TokenScorer's and ValueScorer's together."""
-        hidden = self.hidden(rows)
-        return *self.likelihoods(hidden, rows, temperature), self.head(hidden).float().squeeze(-1)
+        hidden = self.hidden(packed)
+        return *self.likelihoods(hidden, packed, temperature), self.head(hidden).float().squeeze(-1)
 
 
 def value_head(model: nn.Module) -> nn.Linear:

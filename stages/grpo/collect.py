@@ -12,6 +12,7 @@ from stages.problems.templates import Template
 from stages.rewards.score import Rewards, score
 from stages.rollout.groups import sample_groups
 from stages.rollout.protocol import Rollout, Sampling
+from stages.store.clock import clock
 
 
 @dataclass
@@ -39,15 +40,17 @@ class Scene:
         """
         mine = list(problems[self.rank :: self.world_size])
         engine = rollout or self.rollout()
-        groups = (
-            sample_groups(engine, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
-            if mine
-            else []
-        )
+        with clock.span("sample"):
+            groups = (
+                sample_groups(engine, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
+                if mine
+                else []
+            )
         if rollout is None:
             self.rest()
-        episodes = [episode for group in groups for episode in group.episodes]
-        score(self.rewards, episodes, max_tokens=self.sampling.max_tokens, key=f"{self.seed}-{purpose}-{step}")
+        with clock.span("score"):
+            episodes = [episode for group in groups for episode in group.episodes]
+            score(self.rewards, episodes, max_tokens=self.sampling.max_tokens, key=f"{self.seed}-{purpose}-{step}")
         shares = ranks.gather(groups)
         return [shares[index % self.world_size][index // self.world_size] for index in range(len(problems))]
 
@@ -64,6 +67,11 @@ class Collected:
     """Where the sampler stands afterwards."""
     resamples: int = 0
     """Further draws."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were sampled."""
+        return sum(len(e.completion_ids) for group in self.drawn for e in group.episodes)
 
 
 def collect(

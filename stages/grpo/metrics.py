@@ -62,11 +62,19 @@ NAMES = {
     "eval/random": "fair coin of the control arm on held-out problems",
     "eval/length": "tokens of an answer on held-out problems, mean",
     "eval/pass_at_k": "share of held-out problems with at least one right answer (with more than one sample)",
-    "time/step": "seconds of the step",
-    "time/sample": "seconds of sampling and scoring",
-    "time/update": "seconds of preparing and updating",
+    "time/step": "seconds from one line of the journal to the next: the step and what came after the one before it",
+    "time/sample": "seconds of sampling",
+    "time/score": "seconds of judging answers",
+    "time/prepare": "seconds of drawing problems, advantages, packing, metrics: all of the step that has no name of its own",
+    "time/forward": "seconds of forward passes and losses (policy, reference, value model)",
+    "time/backward": "seconds of backward passes",
+    "time/optimizer": "seconds of clipping and optimizer steps",
+    "time/weights": "seconds of handing weights to the sampler or the reference",
+    "time/wait": "seconds of waiting for other processes",
+    "time/checkpoint": "seconds that checkpoints hold training up (they are written beside it)",
+    "time/tracking": "seconds of writing the rollouts and the journal",
     "time/eval": "seconds of held-out evaluation",
-    "time/tokens_per_second": "sampled tokens per second of the step",
+    "time/tokens_per_second": "sampled tokens per second of the step without its evaluation",
 }
 """Name -> what it is. A metric that cannot be measured in a step is left out of it."""
 

@@ -18,6 +18,7 @@ from stages.engine.deepspeed_engine import Engine
 from stages.rollout.protocol import Rollout
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.vllm_engine import VllmRollout
+from stages.store.clock import clock
 from stages.store.files import TEMPORARY
 from stages.store.folders import StageFolder
 
@@ -50,8 +51,9 @@ def follow_policy(
             if first:  # what a killed attempt left
                 shutil.rmtree(place, ignore_errors=True)
             try:
-                policy.save_model(place, tokenizer, main=first)
-                rollout.load_weights(place)
+                with clock.span("sample"):
+                    policy.save_model(place, tokenizer, main=first)
+                    rollout.load_weights(place)
                 ranks.barrier()
             finally:
                 if first:

@@ -1,6 +1,6 @@
 """Prepare: from scored groups to minibatches of packed answers with advantages, log-probabilities and values.
 
-Every rank prepares the whole rollout and computes the rows that are dealt to it, so a batch means the same for every number of
+Every rank prepares the whole rollout and computes the share that is dealt to it, so a batch means the same for every number of
 ranks. What is computed here, before the first update, is of the policy that sampled: old log-probabilities, values, returns.
 """
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stages.engine import ranks
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows, Text, micro_batches, pack_rows
+from stages.engine.packed import Packed, Text, micro_batches
 from stages.grpo import gae
 from stages.grpo.advantages import ADVANTAGES
 from stages.grpo.algorithms import ALGORITHMS
@@ -60,21 +60,21 @@ class Answer:
 
 @dataclass
 class Batch:
-    """One minibatch: this rank's share as micro-batches of packed rows. `owner` of the rows counts `answers`."""
+    """One minibatch: this rank's share as micro-batches, whose `owner` counts `answers`."""
 
     answers: list[Answer]
     weights: list[float]
     """Weight of each token of an answer in the policy's loss."""
     value_weight: float
     """Weight of each token in the value loss: its mean over the tokens of the global minibatch."""
-    micro: list[Rows]
+    micro: list[Packed]
     """This rank's micro-batches; filled up with weightless ones so that all ranks have equally many."""
     real: int
     """How many of `micro` count; the rest are fillers of weight zero."""
 
-    def flat(self, of: Callable[[Answer], Tensor | None], rows: Rows) -> Tensor | None:
-        """A tensor of each answer laid out as the rows' predicted tokens, (N,); None where answers have none."""
-        found = [of(self.answers[owner]) for owner in rows.owner.unique_consecutive().tolist()]
+    def flat(self, of: Callable[[Answer], Tensor | None], packed: Packed) -> Tensor | None:
+        """A tensor of each answer laid out as the predicted tokens, (N,); None where answers have none."""
+        found = [of(self.answers[owner]) for owner in packed.owner.unique_consecutive().tolist()]
         return None if any(part is None for part in found) else torch.cat(found)  # type: ignore[arg-type]
 
 
@@ -198,18 +198,18 @@ def _score(
     micro = _mine([a.text for a in answers], settings, policy)
     found: dict[str, dict[int, Tensor]] = {"old_logp": {}, "ref_logp": {}, "values": {}}
     with torch.no_grad():
-        for index, rows in enumerate(policy.equalise(micro, [answers[0].text])):
+        for index, packed in enumerate(policy.equalise(micro, answers[0].text)):
             said: dict[str, Tensor] = {}
             if old or shared:
-                scored = policy.score(rows, temperature)
+                scored = policy.score(packed, temperature)
                 said |= {"old_logp": scored[0]} if old else {}
                 said |= {"values": scored[2]} if shared else {}
             if reference is not None:
-                said["ref_logp"] = reference.logp(rows, temperature)
+                said["ref_logp"] = reference.logp(packed, temperature)
             if critic is not None:
-                said["values"] = critic.score(rows)[0]
+                said["values"] = critic.score(packed)[0]
             if index < len(micro):
-                owners, counts = rows.owner.unique_consecutive(return_counts=True)
+                owners, counts = packed.owner.unique_consecutive(return_counts=True)
                 for name, values in said.items():
                     # Copies: a view would take the whole micro-batch along wherever it goes.
                     copies = [part.clone() for part in values.cpu().split(counts.tolist())]
@@ -220,10 +220,9 @@ def _score(
                 setattr(answers[owner], name, part)
 
 
-def _mine(texts: list[Text], settings: GRPO, policy: Engine) -> list[Rows]:
-    """The micro-batches of this rank. Dealt out row by row: rows are about equally long, so ranks have about equal work."""
-    rows = pack_rows(texts, settings.packing.row_tokens)[policy.rank :: policy.world_size]
-    return micro_batches(rows, settings.packing.micro_tokens)
+def _mine(texts: list[Text], settings: GRPO, policy: Engine) -> list[Packed]:
+    """The micro-batches of this rank."""
+    return micro_batches(texts, settings.packing.micro_tokens, policy.rank, policy.world_size)
 
 
 def _minibatches(answers: list[Answer], settings: GRPO, seed: int, step: int) -> list[list[Answer]]:
@@ -248,6 +247,6 @@ def _batch(chosen: list[Answer], alive: set[int], settings: GRPO, policy: Engine
         answers=[a for a, _ in computed],
         weights=[w for _, w in computed],
         value_weight=1 / sum(lengths),
-        micro=policy.equalise(micro, [Text(first.prompt_ids, first.completion_ids[:1])]),
+        micro=policy.equalise(micro, Text(first.prompt_ids, first.completion_ids[:1])),
         real=len(micro),
     )

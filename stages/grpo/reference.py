@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows
+from stages.engine.packed import Packed
 from stages.engine.scorer import TokenScorer
+from stages.store.clock import clock
 
 
 class Reference:
@@ -20,14 +21,16 @@ class Reference:
         self.refreshed = False
         """Whether it is the stage's input no more."""
 
-    def logp(self, rows: Rows, temperature: float) -> Tensor:
-        """(N,) log-probabilities of the rows' predicted tokens."""
-        scored: tuple[Tensor, ...] = self.scorer(rows.to(self.device), temperature)
+    def logp(self, packed: Packed, temperature: float) -> Tensor:
+        """(N,) log-probabilities of the predicted tokens."""
+        with clock.span("forward"):
+            scored: tuple[Tensor, ...] = self.scorer(packed.to(self.device), temperature)
         return scored[0]
 
     def refresh(self, policy: Engine) -> None:
         """Become the policy of now (R1-Zero does every 400 updates). Every rank calls it."""
-        policy.copy_weights(self.scorer.model)
+        with clock.span("weights"):
+            policy.copy_weights(self.scorer.model)
         self.refreshed = True
 
     def state(self, *, main: bool) -> dict[str, Tensor]:

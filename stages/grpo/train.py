@@ -5,7 +5,6 @@ held-out reward instead of being the last, and training stops when that reward c
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +13,7 @@ from typing import Any
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
+from stages.engine.profile import traced
 from stages.grpo.collect import Collected, Scene, collect
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
 from stages.grpo.policy_rollout import PolicyRollout
@@ -25,6 +25,7 @@ from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
+from stages.store.clock import clock
 from stages.store.errors import Interrupted, UserError
 from stages.store.files import digest_path, remove, whole_folder
 from stages.store.stage import Result, StageContext
@@ -81,19 +82,27 @@ class Trainer:
         config, folder, main = self.config, self.context.folder, self.context.main
         step, copy = self.restore()
         journal = Journal(folder.journal, keep_through=step, copy=copy) if main else None
+        clock.lap()
         while step < config.steps and not self.selection.stop(config.collapse):
-            collected, metrics = self.step(step)
-            self.checkpoints.finish()  # it was written while this step was taken
+            trace = folder.path / f"trace-step-{step + 1:06d}.json" if main and step + 1 == config.compute.profile else None
+            with clock.span("prepare"), traced(trace):  # what is not named further down
+                collected, metrics = self.step(step)
+            with clock.span("checkpoint"):
+                self.checkpoints.finish()  # it was written while this step was taken
             step += 1
             last = step == config.steps
             if last or step % config.evaluation.every == 0:
-                metrics |= self.evaluate(step)
+                with clock.span("eval", whole=True):
+                    metrics |= self.evaluate(step)
+            metrics |= _times(clock.lap(), collected)
             if journal:
-                write_groups(folder.rollouts / f"step-{step:06d}.parquet", collected.drawn)
-                journal.append(step, config.steps, metrics)
+                with clock.span("tracking"):
+                    write_groups(folder.rollouts / f"step-{step:06d}.parquet", collected.drawn)
+                    journal.append(step, config.steps, metrics)
             stop = ranks.any_rank(self.context.stop.requested)
             if last or stop or step % config.checkpoints.every == 0:
-                self.checkpoint(step)
+                with clock.span("checkpoint"):
+                    self.checkpoint(step)
             if stop and not last:
                 self.checkpoints.finish()
                 raise Interrupted
@@ -115,7 +124,6 @@ class Trainer:
         pretrain = step < (first := config.critic.pretrain)
         # The policy's schedule begins with its own first step.
         lr = config.lr_at(step if pretrain else step - first, config.steps - first)
-        started = time.monotonic()
         collected = collect(
             self.scene,
             self.sampler,
@@ -126,7 +134,6 @@ class Trainer:
             max_resamples=config.max_resamples,
         )
         self.position = collected.position
-        sampled = time.monotonic()
         prepared = prepare(
             collected.groups,
             config,
@@ -144,19 +151,13 @@ class Trainer:
         ]
         if self.reference and config.reference_every and (step + 1) % config.reference_every == 0:
             self.reference.refresh(self.policy)
-        done = time.monotonic()
-        tokens = sum(len(e.completion_ids) for group in collected.drawn for e in group.episodes)
-        self.tokens += tokens
+        self.tokens += collected.tokens
         metrics = {
             **_means(stats),
             **prepared.metrics,
             "train/lr": lr,
             "train/updates": float(sum(s.tokens > 0 for s in stats)),
             **self._rollout_metrics(collected),
-            "time/sample": sampled - started,
-            "time/update": done - sampled,
-            "time/step": done - started,
-            "time/tokens_per_second": tokens / (done - started),
         }
         self.mismatched += metrics.get("train/mismatch_kl", 0.0) > config.mismatch_alarm
         return collected, metrics
@@ -170,9 +171,7 @@ class Trainer:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Sample the held-out problems, always with the same random numbers; keep the model when it is the best so far."""
-        started = time.monotonic()
         found = held_out_metrics(self.scene.sample(self.held_out, self.config.evaluation.samples, "held_out", 0))
-        found["time/eval"] = time.monotonic() - started
         if self.selection.see(step, found["eval/reward"], self.config.collapse) and self.config.select == "best":
             self._keep(self._best_folder(step))
             if self.context.main:
@@ -255,6 +254,12 @@ class Trainer:
             alarm = f"train/mismatch_kl was above {self.config.mismatch_alarm:g}"
             found.append(f"sampler and trainer disagreed in {self.mismatched} of {step} steps ({alarm})")
         return found
+
+
+def _times(lap: dict[str, float], collected: Collected) -> dict[str, float]:
+    """Seconds since the last line of the journal, span by span, and the speed of what was not evaluation."""
+    working = lap["step"] - lap.get("eval", 0.0)
+    return {**{f"time/{name}": seconds for name, seconds in lap.items()}, "time/tokens_per_second": collected.tokens / working}
 
 
 def _means(stats: Sequence[UpdateStats]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stages.engine import ranks
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows
+from stages.engine.packed import Packed
 from stages.grpo.algorithms import ALGORITHMS
 from stages.grpo.gae import value_terms
 from stages.grpo.kl import LARGEST, k3, kl_terms
@@ -87,21 +87,21 @@ def update(
     stats = UpdateStats()
 
     def policy_loss(index: int) -> Tensor:
-        rows = batch.micro[index]
-        scored = policy.score(rows, temperature)
+        packed = batch.micro[index]
+        scored = policy.score(packed, temperature)
         if index >= batch.real:
             return _nothing(scored)
-        loss = _policy_loss(batch, rows, scored[0], scored[1], settings, stats)
+        loss = _policy_loss(batch, packed, scored[0], scored[1], settings, stats)
         if len(scored) > 2:  # a shared value model
-            loss = loss + settings.critic.weight * _value_loss(batch, rows, scored[2], settings, stats)
+            loss = loss + settings.critic.weight * _value_loss(batch, packed, scored[2], settings, stats)
         stats.loss += float(loss.detach())
         return loss
 
     def value_loss(index: int) -> Tensor:
         assert critic is not None
-        rows = batch.micro[index]
-        scored = critic.score(rows)
-        return _nothing(scored) if index >= batch.real else _value_loss(batch, rows, scored[0], settings, stats)
+        packed = batch.micro[index]
+        scored = critic.score(packed)
+        return _nothing(scored) if index >= batch.real else _value_loss(batch, packed, scored[0], settings, stats)
 
     number = range(len(batch.micro))
     if batch.micro and not pretrain:
@@ -118,24 +118,24 @@ def _nothing(scored: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([part.sum() for part in scored]).sum() * 0.0
 
 
-def _policy_loss(batch: Batch, rows: Rows, logp: Tensor, entropy: Tensor, settings: GRPO, stats: UpdateStats) -> Tensor:
+def _policy_loss(batch: Batch, packed: Packed, logp: Tensor, entropy: Tensor, settings: GRPO, stats: UpdateStats) -> Tensor:
     device = logp.device
 
     def told(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.to(device)
 
-    weights = torch.tensor(batch.weights, dtype=logp.dtype)[rows.owner].to(device)
-    advantages, sampler = told(batch.flat(lambda a: a.advantages, rows)), told(batch.flat(lambda a: a.sampler_logp, rows))
+    weights = torch.tensor(batch.weights, dtype=logp.dtype)[packed.owner].to(device)
+    advantages, sampler = told(batch.flat(lambda a: a.advantages, packed)), told(batch.flat(lambda a: a.sampler_logp, packed))
     assert advantages is not None
     assert sampler is not None
     # On-policy the ratio is 1 and only its gradient counts; another engine's log-probabilities would bias it.
-    old = told(batch.flat(lambda a: a.old_logp, rows))
+    old = told(batch.flat(lambda a: a.old_logp, packed))
     old = logp.detach() if old is None or settings.on_policy else old
     terms = policy_terms(
         logp,
         old,
         advantages,
-        rows.owner.to(device),
+        packed.owner.to(device),
         ratio=settings.ratio,
         surrogate=ALGORITHMS[settings.algorithm].surrogate,
         clip_low=settings.clip_low,
@@ -148,7 +148,7 @@ def _policy_loss(batch: Batch, rows: Rows, logp: Tensor, entropy: Tensor, settin
         policy = policy * importance
         stats.importance += float(importance.sum())
     loss = (weights * policy).sum()
-    reference = told(batch.flat(lambda a: a.ref_logp, rows))
+    reference = told(batch.flat(lambda a: a.ref_logp, packed))
     if reference is not None:
         stats.referenced += len(logp)
         stats.kl += float(k3(logp.detach(), reference).sum())
@@ -165,8 +165,8 @@ def _policy_loss(batch: Batch, rows: Rows, logp: Tensor, entropy: Tensor, settin
     return loss
 
 
-def _value_loss(batch: Batch, rows: Rows, values: Tensor, settings: GRPO, stats: UpdateStats) -> Tensor:
-    old, returns = batch.flat(lambda a: a.values, rows), batch.flat(lambda a: a.returns, rows)
+def _value_loss(batch: Batch, packed: Packed, values: Tensor, settings: GRPO, stats: UpdateStats) -> Tensor:
+    old, returns = batch.flat(lambda a: a.values, packed), batch.flat(lambda a: a.returns, packed)
     assert old is not None
     assert returns is not None
     terms, clipped = value_terms(values, old.to(values.device), returns.to(values.device), settings.critic.clip)

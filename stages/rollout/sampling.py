@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+LIKELY = 1024
+"""Tokens among which a nucleus is looked for first; only where they do not hold it is the whole vocabulary sorted."""
 BLOCK = 256
 """Entries of a block in the two-level search; the vocabulary is cut into blocks of this many."""
 
@@ -24,7 +26,7 @@ def uniforms(length: int, seed: int, *identity: object) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution: the token whose interval of cumulated probability holds `uniform`.
 
-    probabilities: (B, V), rows summing to about 1; uniform: (B,). Returns (B,) token ids. Two levels (first the block, then the
+    probabilities: (B, V), or any multiple of them; uniform: (B,). Returns (B,) token ids. Two levels (first the block, then the
     token in it) cost one pass over the vocabulary and a search in 256 entries; a token of probability 0 is never drawn.
     """
     rows, vocabulary = probabilities.shape
@@ -41,8 +43,30 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (block * BLOCK + torch.minimum(within, last)).squeeze(1)
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; zero the rest. (B, V) -> (B, V)."""
-    ordered, index = probabilities.sort(dim=-1, descending=True)
-    drop = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays
-    return torch.zeros_like(probabilities).scatter(1, index, ordered.masked_fill(drop, 0.0))
+def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Next tokens, and their log-probabilities under the temperature, before top-p; (R,) each. At temperature 0 the likeliest.
+
+    logits: (R, V) float32, overwritten; uniform: (R,). One exponential serves the draw and the log-probability.
+    """
+    top = logits.amax(-1, keepdim=True)
+    if temperature == 0:
+        chosen = logits.argmax(-1, keepdim=True)
+        shifted = logits.sub_(top)
+        logp = shifted.gather(-1, chosen) - shifted.exp_().sum(-1, keepdim=True).log()
+        return chosen.squeeze(-1), logp.squeeze(-1)
+    shifted = logits.sub_(top).div_(temperature)
+    weights = shifted.exp()
+    total = weights.sum(-1, keepdim=True)
+    chosen = draw(nucleus(weights, top_p) if top_p < 1 else weights, uniform)[:, None]
+    logp = shifted.gather(-1, chosen) - total.log()
+    return chosen.squeeze(-1), logp.squeeze(-1)
+
+
+def nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Keep the fewest largest weights of a row that sum to at least `top_p` of it; zero the rest. (B, V) -> (B, V)."""
+    wanted = weights.sum(-1, keepdim=True) * top_p
+    ordered, index = weights.topk(min(LIKELY, weights.shape[-1]), dim=-1)
+    if bool((ordered.sum(-1, keepdim=True) < wanted).any()):
+        ordered, index = weights.sort(dim=-1, descending=True)
+    drop = ordered.cumsum(-1) - ordered >= wanted  # the token that crosses top_p stays
+    return torch.zeros_like(weights).scatter(1, index, ordered.masked_fill(drop, 0.0))

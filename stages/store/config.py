@@ -61,6 +61,8 @@ class Compute(Config):
     """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of each process; by default the machine's cores divided by `processes`."""
+    profile: int | None = Field(default=None, ge=1)
+    """The training step of which a trace is written into the stage's folder (for chrome://tracing or Perfetto); null: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when PyTorch sees it."""
     frozen_s: float = Field(default=120.0, gt=0)

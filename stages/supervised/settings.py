@@ -11,10 +11,8 @@ from stages.store.config import EXECUTION, Config
 class Packing(Config):
     """How documents are packed. It changes speed and memory, not the loss."""
 
-    row_tokens: int = Field(default=1024, ge=8)
-    """Tokens of a packed row. Longer rows share a prompt among more answers; attention costs their square."""
-    micro_tokens: int = Field(default=2048, ge=8)
-    """Tokens of a micro-batch: memory grows with it."""
+    micro_tokens: int = Field(default=2048, ge=1)
+    """Tokens of a micro-batch, about: memory grows with it."""
 
 
 class Supervised(Training):
@@ -23,6 +21,6 @@ class Supervised(Training):
     batch: int = Field(default=64, ge=1)
     """Documents of a step, over all ranks (the paper: 64)."""
     packing: Annotated[Packing, EXECUTION] = Packing()
-    """Rows and micro-batches."""
+    """Micro-batches."""
     checkpoints: Annotated[Checkpoints, EXECUTION] = Checkpoints(every=200)
     """When checkpoints are written."""

@@ -6,7 +6,6 @@ the mean over its predicted tokens, all ranks and micro-batches together.
 
 import random
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from torch import Tensor
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Rows, Text, micro_batches, pack_rows
+from stages.engine.packed import Packed, Text, micro_batches
+from stages.engine.profile import traced
+from stages.store.clock import clock
 from stages.store.errors import Interrupted
 from stages.store.files import whole_folder
 from stages.store.stage import StageContext
@@ -67,29 +68,26 @@ def train(
         loss = float(stored.state["loss"])
         copy = None if stored.path == continues else stored.journal
     journal = Journal(folder.journal, keep_through=first, copy=copy) if context.main else None
+    clock.lap()
     for step in range(first, steps):
-        started = time.monotonic()
-        chosen = [documents[i] for i in documents_of_step(len(documents), places, settings.batch, seed, step)]
-        loss, tokens = _step(context, engine, chosen, settings)
         lr = settings.lr_at(step, steps)
-        norm = engine.step(lr)
-        checkpoints.finish()  # it was written while this step was taken
+        profiled = context.main and step + 1 == context.config.compute.profile
+        with clock.span("prepare"), traced(folder.path / f"trace-step-{step + 1:06d}.json" if profiled else None):
+            chosen = [documents[i] for i in documents_of_step(len(documents), places, settings.batch, seed, step)]
+            loss, tokens = _step(context, engine, chosen, settings)
+            norm = engine.step(lr)
+        with clock.span("checkpoint"):
+            checkpoints.finish()  # it was written while this step was taken
+        lap = clock.lap()
         if journal:
-            seconds = time.monotonic() - started
-            journal.append(
-                step + 1,
-                steps,
-                {
-                    "train/loss": loss,
-                    "train/lr": lr,
-                    "train/grad_norm": norm,
-                    "time/step": seconds,
-                    "time/tokens_per_second": tokens / seconds,
-                },
-            )
+            with clock.span("tracking"):
+                metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
+                metrics |= {f"time/{name}": seconds for name, seconds in lap.items()}
+                journal.append(step + 1, steps, metrics | {"time/tokens_per_second": tokens / lap["step"]})
         stop = ranks.any_rank(context.stop.requested)
         if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
-            checkpoints.begin(step + 1, {"loss": loss}, {"policy": engine.state()})
+            with clock.span("checkpoint"):
+                checkpoints.begin(step + 1, {"loss": loss}, {"policy": engine.state()})
         if stop and step + 1 < steps:
             checkpoints.finish()
             raise Interrupted
@@ -101,20 +99,18 @@ def train(
 def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settings: Supervised) -> tuple[float, int]:
     """Accumulate the gradient of one step; returns the mean loss and the tokens computed, over all ranks."""
     total = sum(len(d.completion) for d in chosen)
-    # Dealt out by length, so that ranks have like work.
-    dealt = sorted(chosen, key=lambda d: -len(d.prompt) - len(d.completion))[context.rank :: context.world_size]
-    batches = micro_batches(pack_rows(dealt, settings.packing.row_tokens), settings.packing.micro_tokens)
+    batches = micro_batches(chosen, settings.packing.micro_tokens, context.rank, context.world_size)
     losses: list[float] = []
 
-    def closure(rows: Rows, weight: float) -> Tensor:
-        logp, _ = engine.score(rows)
+    def closure(packed: Packed, weight: float) -> Tensor:
+        logp, _ = engine.score(packed)
         loss = -logp.sum() * weight / total
         losses.append(float(loss.detach()))
         return loss
 
-    filled = [(rows, float(i < len(batches))) for i, rows in enumerate(engine.equalise(batches, chosen[:1]))]
-    engine.accumulate([lambda r=rows, w=weight: closure(r, w) for rows, weight in filled])  # type: ignore[misc]
-    summed = ranks.gather((sum(losses), sum(rows.size for rows in batches)))
+    filled = [(packed, float(i < len(batches))) for i, packed in enumerate(engine.equalise(batches, chosen[0]))]
+    engine.accumulate([lambda p=packed, w=weight: closure(p, w) for packed, weight in filled])  # type: ignore[misc]
+    summed = ranks.gather((sum(losses), sum(packed.size for packed in batches)))
     return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
 
 

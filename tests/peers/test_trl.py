@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.engine.rows import Text, micro_batches, pack_rows
+from stages.engine.packed import Text, micro_batches
 from stages.engine.scorer import TokenScorer
 from stages.grpo.advantages import EPSILON, batch_whitened, group, group_centred, leave_one_out
 from stages.grpo.algorithms import ALGORITHMS, PRESETS
@@ -130,9 +130,9 @@ class Material:
 
 
 def score(model, texts, temperature):
-    """(answers,) log-probabilities of each answer, from packed rows in several micro-batches."""
+    """(answers,) log-probabilities of each answer, packed in several micro-batches."""
     found = {}
-    for rows in micro_batches(pack_rows(texts, 30), 60):
+    for rows in micro_batches(texts, 60):
         logp = TokenScorer(model)(rows, temperature)[0]
         found |= {int(o): logp[rows.owner == o] for o in rows.owner.unique()}
     return [found[owner] for owner in range(len(texts))]
@@ -143,8 +143,8 @@ def ours(model, material, row, *, temperature=1.0, correction=False, cap=None, d
     weights = torch.tensor(token_weights(material.lengths, row.aggregation, longest))
     scorer = TokenScorer(model)
     found = SimpleNamespace(loss=0.0, low=[], high=[])
-    micro = micro_batches(pack_rows(material.texts, 30), 60)
-    assert len(micro) > 1, "rows are packed in more than one micro-batch"
+    micro = micro_batches(material.texts, 60)
+    assert len(micro) > 1, "more than one micro-batch"
     model.zero_grad()
     for rows in micro:
         logp, _ = scorer(rows, temperature)

@@ -124,6 +124,10 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
         lines = read(whole / "journal.jsonl")
         assert max(line.metrics.get("train/grad_norm", 0) for line in lines) > 0
         assert {key for line in lines for key in line.metrics} <= NAMES.keys()
+        for line in lines:  # where the time goes adds up
+            times = {k: v for k, v in line.metrics.items() if k.startswith("time/") and k != "time/tokens_per_second"}
+            step = times.pop("time/step")
+            assert 0.97 * step <= sum(times.values()) <= 1.001 * step
         assert results(whole)["model"]["model.safetensors"] != digest_files(base)["model.safetensors"]
         assert len({line.metrics["eval/reward"] for line in lines}) > 1
     if case == "ppo":

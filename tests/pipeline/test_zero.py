@@ -1,4 +1,4 @@
-"""The same gradient and the same updates under ZeRO 0 to 3, on one process and two, packed or padded, however cut."""
+"""The same gradient and the same updates under ZeRO 0 to 3, on one process and two, packed or one at a time, however cut."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from tests.conftest import ROOT, tiny_llama
 KL = 0.05
 
 
-def packed(row, micro):
-    return {"packing": {"row_tokens": row, "micro_tokens": micro}}
+def packed(micro):
+    return {"packing": {"micro_tokens": micro}}
 
 
-# Rows of 24 tokens give the ranks unequal numbers of micro-batches; one group in one row leaves the second rank without any.
+# Minibatches of one answer leave the second rank without any.
 UPDATES = {
-    **{f"zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, **packed(24, 48)} for zero in range(4)},
-    "zero2-one": {"deepspeed": "zero2", "kl": KL, **packed(24, 1000)},
-    **{f"zero{z}-minibatches": {"deepspeed": f"zero{z}", "kl": KL, "minibatches": 3, **packed(24, 48)} for z in (0, 2, 3)},
-    **{f"zero{z}-idle": {"deepspeed": f"zero{z}", "kl": KL, "groups": 1, **packed(200, 1000)} for z in (2, 3)},
+    **{f"zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, **packed(20)} for zero in range(4)},
+    "zero2-one": {"deepspeed": "zero2", "kl": KL, **packed(1000)},
+    **{f"zero{z}-minibatches": {"deepspeed": f"zero{z}", "kl": KL, "minibatches": 3, **packed(20)} for z in (0, 2, 3)},
+    **{f"zero{z}-idle": {"deepspeed": f"zero{z}", "kl": KL, "groups": 1, "minibatches": 4, **packed(1000)} for z in (2, 3)},
     **{
         f"zero{zero}-ppo-{model}": {
             "deepspeed": f"zero{zero}",
@@ -34,15 +34,15 @@ UPDATES = {
             "kl": KL,
             "minibatches": 2,
             "epochs": 2,
-            **packed(24, 48),
+            **packed(20),
         }
         for zero, model in ((2, "own"), (3, "own"), (2, "shared"), (3, "shared"))
     },
 }
 LONGER = ["zero2-one", "zero0-minibatches", "zero3-minibatches", "zero2-idle", "zero3-ppo-own", "zero2-ppo-shared"]
-# What the cases are compared with: one process, without ZeRO, an answer or two in a row.
+# What the cases are compared with: one process, without ZeRO, one answer at a time.
 PLAIN = {
-    name: {**UPDATES[case], "deepspeed": "zero0", **packed(8, 99999)}
+    name: {**UPDATES[case], "deepspeed": "zero0", **packed(1)}
     for name, case in {
         "plain": "zero0",
         "minibatches": "zero0-minibatches",
@@ -52,32 +52,7 @@ PLAIN = {
     }.items()
 }
 WIDTH = 12
-# Padded: a row of one answer has WIDTH tokens. Packed: a row of several answers behind their prompt.
-CUTS = {
-    **{f"padded{rows}": packed(8, rows * WIDTH) for rows in (1, 2, 4, 8)},
-    **{f"packed{rows}": packed(40, rows * 40) for rows in (1, 2, 4, 8)},
-}
-GRADIENTS = {
-    f"gradient-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "cuts": [cut["packing"] for cut in CUTS.values()]}
-    for zero in range(4)
-}
-
-
-# A checkpoint of two updates, written by one process without ZeRO, or by two under a stage, goes on under another layout.
-RESUMED = {
-    1: {
-        "one-from-two-zero3": {"deepspeed": "zero0", "kl": KL, "resume": "saved/zero3", **packed(24, 48)},
-        "one-from-two-zero2-ppo": {**UPDATES["zero2-ppo-own"], "deepspeed": "zero1", "resume": "saved/zero2-ppo-own"},
-        "one-zero3-from-two-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/zero0", **packed(24, 48)},
-    },
-    2: {
-        "two-from-one-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/plain", **packed(24, 48)},
-        "two-zero2-from-one-zero0": {"deepspeed": "zero2", "kl": KL, "resume": "saved/plain", **packed(24, 48)},
-        "two-zero3-from-one-ppo": {**UPDATES["zero3-ppo-own"], "resume": "saved/ppo-own"},
-        # The same layout again: the same bits.
-        **{f"again-{name}": {**UPDATES[name], "resume": f"here/{name}"} for name in ("zero0", "zero1", "zero2", "zero3")},
-    },
-}
+"""Tokens that are computed of a text of the gradient test: prompts differ, and answers fill up."""
 
 
 def recorded_groups(rng, length):
@@ -106,6 +81,40 @@ def recorded_groups(rng, length):
     return groups
 
 
+_random = random.Random(0)
+RECORDED = {
+    "unequal": recorded_groups(_random, lambda _: _random.randrange(1, 9)),
+    "equal": recorded_groups(_random, lambda prompt: WIDTH + 1 - prompt),
+}
+ANSWERS = 20
+_tokens = sum(
+    len(group.episodes[0].prompt_ids) + sum(len(e.completion_ids) - 1 for e in group.episodes) for group in RECORDED["equal"]
+)
+# So many answers at a time, side by side behind their prompts.
+CUTS = {"1": packed(1)} | {str(answers): packed(-(-_tokens * answers // ANSWERS)) for answers in (2, 4, 8, ANSWERS)}
+GRADIENTS = {
+    f"gradient-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "cuts": [cut["packing"] for cut in CUTS.values()]}
+    for zero in range(4)
+}
+
+
+# A checkpoint of two updates, written by one process without ZeRO, or by two under a stage, goes on under another layout.
+RESUMED = {
+    1: {
+        "one-from-two-zero3": {"deepspeed": "zero0", "kl": KL, "resume": "saved/zero3", **packed(20)},
+        "one-from-two-zero2-ppo": {**UPDATES["zero2-ppo-own"], "deepspeed": "zero1", "resume": "saved/zero2-ppo-own"},
+        "one-zero3-from-two-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/zero0", **packed(20)},
+    },
+    2: {
+        "two-from-one-zero0": {"deepspeed": "zero3", "kl": KL, "resume": "saved/plain", **packed(20)},
+        "two-zero2-from-one-zero0": {"deepspeed": "zero2", "kl": KL, "resume": "saved/plain", **packed(20)},
+        "two-zero3-from-one-ppo": {**UPDATES["zero3-ppo-own"], "resume": "saved/ppo-own"},
+        # The same layout again: the same bits.
+        **{f"again-{name}": {**UPDATES[name], "resume": f"here/{name}"} for name in ("zero0", "zero1", "zero2", "zero3")},
+    },
+}
+
+
 def run(folder, processes, cases):
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -124,21 +133,12 @@ def run(folder, processes, cases):
 
 
 @pytest.fixture(scope="module")
-def recorded():
-    rng = random.Random(0)
-    return {
-        "unequal": recorded_groups(rng, lambda _: rng.randrange(1, 9)),
-        "equal": recorded_groups(rng, lambda prompt: WIDTH + 1 - prompt),
-    }
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, recorded):
+def results(tmp_path_factory):
     """World size -> case -> what it left."""
     found = {}
     for world, updates in ((1, PLAIN), (2, UPDATES)):
         folder = tmp_path_factory.mktemp("world")
-        for name, groups in recorded.items():
+        for name, groups in RECORDED.items():
             write_groups(folder / name, groups)
         cases = {name: case | {"recorded": "unequal"} for name, case in updates.items() if name not in LONGER}
         found[world] = run(folder, world, cases | {name: case | {"recorded": "equal"} for name, case in GRADIENTS.items()})
@@ -147,20 +147,20 @@ def results(tmp_path_factory, recorded):
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory, recorded):
+def longer(tmp_path_factory):
     """The cases that only the slow run takes, on two processes."""
     folder = tmp_path_factory.mktemp("longer")
-    write_groups(folder / "unequal", recorded["unequal"])
+    write_groups(folder / "unequal", RECORDED["unequal"])
     return run(folder, 2, {name: UPDATES[name] | {"recorded": "unequal"} for name in LONGER})
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory, recorded, results):
+def resumed(tmp_path_factory, results):
     """World size -> case -> what one further update left, from a checkpoint of the other world size."""
     found = {}
     for world, cases in RESUMED.items():
         folder = tmp_path_factory.mktemp("resumed")
-        write_groups(folder / "unequal", recorded["unequal"])
+        write_groups(folder / "unequal", RECORDED["unequal"])
         (folder / "saved").symlink_to(results[3 - world]["folder"] / "saved")
         (folder / "here").symlink_to(results[world]["folder"] / "saved")
         found[world] = run(folder, world, {name: case | {"recorded": "unequal"} for name, case in cases.items()})
@@ -234,16 +234,19 @@ def plain_gradient(groups):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def test_the_gradient_is_the_equations_for_every_cut_world_size_and_zero_stage(results, recorded):
-    expected = plain_gradient(recorded["equal"])
+def test_the_gradient_is_the_equations_for_every_cut_world_size_and_zero_stage(results):
+    expected = plain_gradient(RECORDED["equal"])
     errors = {
         (world, zero, cut): float(torch.linalg.norm(gradient.double() - expected) / torch.linalg.norm(expected))
         for world in results
         for zero in GRADIENTS
         for cut, gradient in zip(CUTS, results[world][zero]["gradients"], strict=True)
     }
-    assert len(errors) == 2 * 4 * 8
+    assert len(errors) == 2 * 4 * len(CUTS)
     assert max(errors.values()) <= 1e-5, errors
     passes = dict(zip(CUTS, results[1]["gradient-zero0"]["passes"], strict=True))
-    for rows in (1, 2, 4, 8):  # the cuts are what their names say: 20 answers, so many at a time
-        assert (max(passes[f"padded{rows}"]), len(passes[f"padded{rows}"])) == (rows, -(-20 // rows))
+    assert passes["1"] == [1] * 20
+    for answers in (2, 4, 8, ANSWERS):  # the cuts are what their names say, within an answer
+        assert sum(passes[str(answers)]) == ANSWERS
+        assert len(passes[str(answers)]) == -(-ANSWERS // answers)
+        assert max(passes[str(answers)]) <= answers + 1

@@ -59,7 +59,7 @@ def main() -> None:
                 stats = update(policy, batch, cut, lr=lr, temperature=1.0, critic=critic)  # noqa: B023
                 found["stats"].append(vars(stats))  # noqa: B023
                 found["gradients"].append(policy.gradient)  # noqa: B023
-                found["passes"].append([len(rows.tokens) for rows in batch.micro])  # noqa: B023
+                found["passes"].append([len(packed.owner.unique()) for packed in batch.micro])  # noqa: B023
 
         if cuts is None:
             # What the second step leaves is saved; a case with `resume` begins there, whatever layout saved it.

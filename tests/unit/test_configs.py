@@ -156,7 +156,13 @@ def digest(overrides):
 
 def test_the_fingerprint_sees_what_decides_the_result_and_nothing_else():
     base = digest([])
-    for same in ("compute.threads=1", "compute.processes=2", "checkpoints.every=3", "deepspeed=zero3", "packing.row_tokens=99"):
+    for same in (
+        "compute.threads=1",
+        "compute.processes=2",
+        "checkpoints.every=3",
+        "deepspeed=zero3",
+        "packing.micro_tokens=99",
+    ):
         assert digest([f"stages.zero.{same}"]) == base, same
     for other in ("lr=2e-4", "seed=1", "steps=51", "rewards.format=0.2", "problems.count=1999", "sampling.temperature=0.9"):
         assert digest([f"stages.zero.{other}"]) != base, other

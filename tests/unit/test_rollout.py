@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.engine.rows import Text, batch_rows, pad_rows
+from stages.engine.packed import Text, alone
 from stages.engine.scorer import TokenScorer
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.problems.toy import save_toy_tokenizer
@@ -19,7 +19,7 @@ PROMPTS = {"a": (6, 20, 7, 21), "b": (8,), "c": (9, 20, 10, 21, 11, 24)}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     tokenizer = save_toy_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    return TorchRollout(tiny_llama().float(), tokenizer, rows=5)
+    return TorchRollout(tiny_llama().float(), tokenizer, tokens=150)
 
 
 def requests(samples=1):
@@ -42,10 +42,10 @@ def test_sampler_and_trainer_agree_on_log_probabilities(engine, temperature):
     lengths = set()
     for ids, completions in zip(PROMPTS.values(), answers, strict=True):
         for completion in completions:
-            rows = batch_rows(pad_rows([Text(ids, completion.ids)]))
-            logp, _ = scorer(rows, temperature)
+            (packed,) = alone([Text(ids, completion.ids)])
+            logp, _ = scorer(packed, temperature)
             torch.testing.assert_close(torch.tensor(completion.logprobs), logp.detach().float(), rtol=0, atol=1e-4)
-            wrong, _ = scorer(rows, temperature + 0.3)
+            wrong, _ = scorer(packed, temperature + 0.3)
             assert (wrong - torch.tensor(completion.logprobs)).abs().max() > 1e-2
             lengths.add(len(completion.ids))
     assert len(lengths) > 3, "answers of many lengths must have left the batch at different times"

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from stages.engine import rows as rows_module
+from stages.engine import packed as packed_module
+from stages.engine.attention import Family, Layout
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.rows import Text, batch_rows, pad_rows
+from stages.engine.packed import Text, alone, pack
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.grpo.algorithms import ALGORITHMS
 from stages.grpo.prepare import prepare
@@ -363,22 +364,31 @@ def test_sampler_and_trainer_agree_and_the_alarm_sees_what_is_broken(sampled, mo
     _, kl = mismatch(sampled, minibatches=minibatches, temperature=1.0)
     assert kl > 10 * alarm
 
-    with monkeypatch.context() as broken:  # positions that begin again behind the prompt
-        segment = rows_module._Row._segment
-        broken.setattr(rows_module._Row, "_segment", lambda row, tokens, start, parent: segment(row, tokens, 0, parent))
+    with monkeypatch.context() as broken:  # positions that count on from one text to the next
+
+        def counted_on(*given):
+            packed = pack(*given)
+            packed.positions = torch.arange(packed.size)
+            return packed
+
+        broken.setattr(packed_module, "pack", counted_on)
         _, kl = mismatch(sampled, minibatches=minibatches)
         assert kl > 10 * alarm
 
-    with monkeypatch.context() as broken:  # a causal mask alone: answers see each other
-        causal = lambda rows: torch.ones(rows.tokens.shape[1], rows.tokens.shape[1], dtype=torch.bool).tril()[None, None]  # noqa: E731
-        broken.setattr(rows_module.Rows, "visible", causal)
+    with monkeypatch.context() as broken:  # one long text: answers see each other
+
+        def together(_groups, tokens):
+            line = torch.arange(tokens)
+            return Layout([Family(1, tokens, 0, 0)], line, line, line[:0])
+
+        broken.setattr(packed_module, "_layout", together)
         _, kl = mismatch(sampled, minibatches=minibatches)
         assert kl > 10 * alarm
 
 
 def test_value_scorers_leave_the_log_probabilities_alone():
-    rows = batch_rows(pad_rows([Text([3, 4], [5, 6, 1])]))
+    (packed,) = alone([Text([3, 4], [5, 6, 1])])
     plain, both = TokenScorer(tiny_llama()), TokenValueScorer(tiny_llama())
-    assert torch.equal(plain(rows)[0], both(rows)[0])
-    (values,) = ValueScorer(tiny_llama())(rows)
+    assert torch.equal(plain(packed)[0], both(packed)[0])
+    (values,) = ValueScorer(tiny_llama())(packed)
     assert values.tolist() == [0.0, 0.0, 0.0]  # a fresh head says nothing

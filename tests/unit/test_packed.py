@@ -1,0 +1,204 @@
+"""Packed texts against the plain reference: transformers' own forward, one text at a time."""
+
+import random
+
+import pytest
+import torch
+
+from stages.engine import attention, token_logp
+from stages.engine.attention import Family
+from stages.engine.packed import Text, alone, micro_batches, pack
+from stages.engine.scorer import TokenScorer
+from stages.store.errors import UserError
+from tests.conftest import tiny_llama
+
+
+def texts(count=7, seed=0):
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(32) for _ in range(rng.randrange(1, 9))] for _ in range(3)]
+    return [
+        Text(prompts[i % 3 if i < 3 else i * 3 // count], [rng.randrange(32) for _ in range(rng.randrange(1, 12))])
+        for i in range(count)
+    ]
+
+
+def grid():
+    """Several prompts of one length with equally many answers (one family), others alone, one answer of a single token."""
+    rng = random.Random(1)
+    some = [[rng.randrange(32) for _ in range(5)] for _ in range(3)]
+    return [
+        *[Text(p, [rng.randrange(32) for _ in range(n)]) for p in some for n in (4, 9, 2)],
+        Text([3, 4], [5]),
+        Text([3, 4], [6]),
+        Text([7] * 9, [1, 2, 3]),
+    ]
+
+
+def plain_logp(model, text, temperature=1.0):
+    """Log-probabilities of the completion by transformers' forward pass over one unpadded sequence."""
+    ids = torch.tensor([[*text.prompt, *text.completion]])
+    logits = model(input_ids=ids).logits[0] / temperature
+    logp = torch.log_softmax(logits, -1)
+    start = len(text.prompt)
+    return torch.stack([logp[start + i - 1, token] for i, token in enumerate(text.completion)])
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def masked(query, key, value, prompt_key, prompt_value, scale):
+    return attention._masked(query, key, value, prompt_key, prompt_value, scale)
+
+
+@pytest.mark.parametrize("work", ["joined", "masked"])
+@pytest.mark.parametrize("micro", [1, 20, 50, 10_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("items", [texts(), grid()], ids=["texts", "grid"])
+def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, temperature, items, monkeypatch):
+    # The model's pad id (0) is a token of the texts: its embedding must learn too.
+    model = tiny_llama()
+    weights = torch.linspace(-1, 1, len(items), dtype=torch.float64)
+    model.get_input_embeddings().padding_idx = None
+    loss = sum(w * plain_logp(model, item, temperature).sum() for w, item in zip(weights, items, strict=True))
+    loss.backward()
+    expected, expected_logp = flat_gradient(model), [plain_logp(model, item, temperature).detach() for item in items]
+
+    if work == "masked":
+        monkeypatch.setattr(attention, "_joined", masked)
+    model = tiny_llama()
+    assert model.get_input_embeddings().padding_idx == 0
+    scorer = TokenScorer(model)
+    seen = []
+    for packed in micro_batches(items, micro):
+        logp, _ = scorer(packed, temperature)
+        (weights[packed.owner] * logp.double()).sum().backward()
+        for owner in packed.owner.unique().tolist():
+            torch.testing.assert_close(logp[packed.owner == owner].double(), expected_logp[owner], rtol=0, atol=1e-5)
+            seen.append(owner)
+    assert sorted(seen) == list(range(len(items)))
+    found = flat_gradient(model)
+    # The head's softmax is float32 by design, everything else float64 here.
+    assert torch.linalg.norm(found - expected) / torch.linalg.norm(expected) < 1e-5
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_joined_softmax_is_exact_in_float64(repeats):
+    """Output and all five gradients against the public function with a mask; the log-sum-exps are what is at stake."""
+    torch.manual_seed(0)
+    prompts, answers, longest, read, heads, size = 2, 3, 5, 4, 2, 8
+    shapes = [
+        (prompts, answers, longest, heads * repeats, size),
+        *[(prompts, answers, longest, heads, size)] * 2,
+        *[(prompts, heads, read, size)] * 2,
+    ]
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight = torch.randn(shapes[0], dtype=torch.float64)
+    found = {}
+    for name, work in (("joined", attention._joined), ("masked", attention._masked)):
+        out = work(*given, 0.3)
+        found[name] = [out, *torch.autograd.grad((out * weight).sum(), given)]
+    for mine, theirs in zip(found["joined"], found["masked"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [2, 7, 500])
+def test_chunked_head_gives_the_same_gradient(chunks):
+    gradients = []
+    for count in (1, chunks):  # 500: more chunks than tokens, as a rank with little work has
+        model = tiny_llama()
+        packed = pack(texts(), range(7))
+        packed.chunks = count
+        logp, _ = TokenScorer(model)(packed)
+        logp.sum().backward()
+        gradients.append(flat_gradient(model))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("entries", [1, 70, 10_000])
+def test_token_log_probabilities_equal_the_plain_ones(entries, monkeypatch):
+    monkeypatch.setattr(token_logp, "ENTRIES", entries)
+    torch.manual_seed(0)
+    logits, targets, weight = torch.randn(9, 33) * 5, torch.randint(33, (9,)), torch.randn(9)
+    plain = logits.double().requires_grad_()
+    logp = torch.log_softmax(plain / 0.7, -1)
+    expected = logp.gather(-1, targets[:, None]).squeeze(-1)
+    (expected * weight).sum().backward()
+    leaf = logits.clone().requires_grad_()
+    found, entropy = token_logp.token_logp(leaf * 1.0, targets, 0.7)
+    (found * weight).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(logp.exp() * logp).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.grad.double(), plain.grad, rtol=1e-5, atol=1e-6)
+    assert not entropy.requires_grad
+
+
+def test_attention_that_does_not_part_texts_is_refused():
+    model = tiny_llama()
+    model.config._attn_implementation = "eager"
+    with pytest.raises(UserError, match="sdpa"):
+        TokenScorer(model)
+
+
+def test_a_model_that_drops_the_layout_is_refused(monkeypatch):
+    model = tiny_llama()
+    scorer = TokenScorer(model)
+    decoder, forward = model.get_decoder(), model.get_decoder().forward
+    monkeypatch.setattr(decoder, "forward", lambda packed_layout, **given: forward(**given))
+    with pytest.raises(UserError, match="packed texts"):
+        scorer(pack(texts(), range(7)))
+
+
+def test_a_scorer_leaves_the_model_as_good_for_plain_texts():
+    model, ids = tiny_llama(), torch.tensor([[3, 4, 5, 6]])
+    before = model(input_ids=ids, attention_mask=torch.tensor([[0, 1, 1, 1]])).logits
+    TokenScorer(model)
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=torch.tensor([[0, 1, 1, 1]])).logits, before)
+
+
+def test_a_text_longer_than_the_window_is_refused():
+    with pytest.raises(UserError, match="130 tokens is longer than the model's window of 128"):
+        TokenScorer(tiny_llama())(alone([Text([3], [4] * 130)])[0])
+
+
+def test_a_prompt_stands_once_for_its_answers_and_the_last_token_is_not_computed():
+    packed = pack([Text([5, 6], [7, 8, 1]), Text([5, 6], [9, 1])], [3, 8])
+    assert packed.tokens.tolist() == [5, 6, 7, 8, 9]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 2]
+    assert packed.targets.tolist() == [7, 8, 1, 9, 1]
+    assert packed.predictor.tolist() == [1, 2, 3, 1, 4]
+    assert packed.owner.tolist() == [3, 3, 3, 8, 8]
+    # A prompt of two with two answers of at most two: the second answer has an empty place at its end.
+    assert packed.layout.families == [Family(1, 2, 2, 2)]
+    assert packed.layout.token.tolist() == [0, 1, 2, 3, 4, 0]
+    assert packed.layout.place.tolist() == [0, 1, 2, 3, 4]
+    assert packed.layout.empty.tolist() == [5]
+
+
+def test_texts_alone_stand_with_those_of_like_length():
+    packed = pack([Text([5], [7] * 9), Text([6], [9] * 3), Text([8], [9] * 8)], range(3))
+    assert packed.layout.families == [Family(2, 9, 0, 0), Family(1, 3, 0, 0)]
+    assert packed.size == 9 + 3 + 8
+    assert packed.layout.empty.tolist() == [17]
+
+
+def test_every_text_goes_to_one_rank_and_ranks_have_like_work():
+    items = texts(40, seed=3)
+    for world in (1, 2, 3):
+        shares = [micro_batches(items, 30, rank, world) for rank in range(world)]
+        owners = [owner for share in shares for packed in share for owner in packed.owner.unique().tolist()]
+        assert sorted(owners) == list(range(40))
+        sizes = [sum(packed.size for packed in share) for share in shares]
+        assert max(sizes) <= 1.25 * min(sizes)
+        assert len({len(share) for share in shares}) == 1
+    # Fewer texts than ranks: some have none.
+    assert [len(micro_batches(items[:1], 30, rank, 2)) for rank in range(2)] in ([1, 0], [0, 1])
+
+
+def test_entropy_of_a_uniform_distribution():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    logp, entropy = TokenScorer(model)(alone([Text([3], [4, 5])])[0])
+    torch.testing.assert_close(entropy, torch.full((2,), 3.4657359))  # log 32
+    torch.testing.assert_close(logp.float(), torch.full((2,), -3.4657359))
