@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.engine.rows import Text, batch_rows, pad_rows
+from stages.engine.packed import Text, alone
 from stages.engine.scorer import TokenScorer
 from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling
@@ -141,7 +141,8 @@ def test_log_probabilities_are_the_trainers(case, temperature):
     scorer, worst = TokenScorer(load_model(case.folder)), 0.0
     for request, completions in zip(case.requests(), answers, strict=True):
         for completion in completions:
-            logp, _ = scorer(batch_rows(pad_rows([Text(request.prompt_ids, completion.ids)])), temperature)
+            (packed,) = alone([Text(request.prompt_ids, completion.ids)])
+            logp, _ = scorer(packed, temperature)
             worst = max(worst, float((logp.detach() - torch.tensor(completion.logprobs)).abs().max()))
     print(f"{case.name}, T {temperature}: log-probabilities within {worst:.1e}")
     assert worst < 1e-3
