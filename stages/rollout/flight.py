@@ -56,10 +56,7 @@ class _Rows:
         """Empty rows, with place for `room` own tokens of at most `limit`."""
         self._decoder, self._limit = decoder, limit
         device = decoder.weight.device
-        self.own = Cache.empty(decoder.weight, len(decoder.layers), rows, decoder.heads, room, decoder.size)
-        # What a row does not have yet is read with weight zero: it must be a number.
-        self.own.keys.zero_()
-        self.own.values.zero_()
+        self.own = decoder.cache(rows, room)
         self.newest, self.lengths, self.counts, self.limits = (
             torch.zeros(rows, dtype=torch.long, device=device) for _ in range(4)
         )
@@ -75,8 +72,7 @@ class _Rows:
         found = _Rows(self._decoder, len(kept) + fresh, room, self._limit)
         if kept:
             index, width = torch.tensor(kept, device=self.ids.device), int(self.lengths.max())
-            found.own.keys[:, : len(kept), :, :width] = self.own.keys[:, index, :, :width]
-            found.own.values[:, : len(kept), :, :width] = self.own.values[:, index, :, :width]
+            found.own.both[:, :, : len(kept), :, :width] = self.own.both[:, :, index, :, :width]
             for name in ("newest", "lengths", "counts", "limits", "alive", "ids", "logps", "numbers"):
                 getattr(found, name)[: len(kept)] = getattr(self, name)[index]
         return found
@@ -227,8 +223,8 @@ class Flight:
                 tokens += len(waiting.prompt) - self._prefix_length
         cache, logits = self._decoder.prefill(together, self._prefix)
         for number, prompt in enumerate(together):
-            parts = (c[:, number, :, : len(prompt)].clone() for c in (cache.keys, cache.values))
-            self._known[prompt] = _Prompt(Cache(*parts), logits[number].clone())
+            own = Cache(cache.both[:, :, number : number + 1, :, : len(prompt)].clone())
+            self._known[prompt] = _Prompt(own, logits[number].clone())
 
     def _seat_prompts(self) -> None:
         """Put the prompts of all living rows side by side, and forget those that nobody needs any more."""
@@ -239,14 +235,11 @@ class Flight:
         if not flying:
             return
         number = {prompt: n for n, prompt in enumerate(flying)}
-        decoder, longest = self._decoder, max(map(len, flying))
-        cache = Cache.empty(decoder.weight, len(decoder.layers), len(flying), decoder.heads, longest, decoder.size)
-        cache.keys.zero_()
-        cache.values.zero_()
+        cache = self._decoder.cache(len(flying), max(map(len, flying)))
         for n, prompt in enumerate(flying):
-            cache.keys[:, n, :, : len(prompt)] = self._known[prompt].cache.keys
-            cache.values[:, n, :, : len(prompt)] = self._known[prompt].cache.values
-            self._known[prompt].cache = Cache(*(c[:, n, :, : len(prompt)] for c in (cache.keys, cache.values)))
+            place = cache.both[:, :, n : n + 1, :, : len(prompt)]
+            place.copy_(self._known[prompt].cache.both)
+            self._known[prompt].cache = Cache(place)
         self._prompts = Prompts(
             cache,
             torch.tensor([len(prompt) for prompt in flying], device=self._device),

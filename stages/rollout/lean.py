@@ -2,12 +2,11 @@
 
 Per token a transformers forward spends more on bookkeeping than on arithmetic for small models, and its cache is copied for
 every token. Here: preallocated caches, keys and values of a prompt held once for all its answers, rotary tables worked out
-once, and on a CPU products written as W @ xᵀ (the product library repacks W less: 1.2 to 1.5 times as fast as x @ Wᵀ for 16
-to 64 rows). Weights are read where they lie, so they are always the policy's of now; projections are not fused, for that
-would copy them for one per cent.
+once, few operations, and products written as W @ x with a column for each row of the batch (a CPU's product library repacks W
+less: 1.2 to 1.5 times as fast as x @ Wᵀ for 16 to 64 rows). Weights are read where they lie, so they are always the policy's
+of now; projections are not fused, for that would copy them for one per cent.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 MOVING_ROTARY = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the text: no table can be made of them."""
-Product = Callable[[nn.Linear, Tensor], Tensor]
 
 
 def unsupported(model: Any) -> str:
@@ -39,19 +37,17 @@ def unsupported(model: Any) -> str:
     return f"`{odd[0]}` is no plain linear layer" if odd else ""
 
 
-@dataclass
 class Cache:
-    """Keys and values of n texts side by side."""
+    """Keys and values of n texts side by side, for C tokens each."""
 
-    keys: Tensor
-    """(layers, n, K, C, d)."""
-    values: Tensor
-    """As `keys`."""
+    def __init__(self, both: Tensor) -> None:
+        """`both`: (layers, 2, n, K, C, d), keys before values."""
+        self.both = both
 
-    @classmethod
-    def empty(cls, like: Tensor, layers: int, texts: int, heads: int, tokens: int, size: int) -> "Cache":
-        """Unwritten memory of the type and device of `like`."""
-        return cls(*(like.new_empty(layers, texts, heads, tokens, size) for _ in range(2)))
+    @property
+    def tokens(self) -> int:
+        """C."""
+        return int(self.both.shape[4])
 
 
 @dataclass
@@ -59,7 +55,7 @@ class Prompts:
     """S prompts in flight, what their R rows look at, and who belongs to whom."""
 
     cache: Cache
-    """(layers, S, K, C, d), what is behind a shorter prompt's end is hidden."""
+    """Of S texts; what is behind a shorter prompt's end is hidden."""
     lengths: Tensor
     """(S,) tokens of each prompt."""
     of_row: Tensor
@@ -76,14 +72,16 @@ class Prompts:
         """(R,) seat of each row, of `group` seats a prompt."""
         self.sitter = torch.zeros(len(counts) * self.group, dtype=torch.long, device=order.device)
         """(S × group,) the row on each seat; any one where it is empty."""
-        self.sitter[self.seat] = torch.arange(len(order), device=order.device)
-        columns = torch.arange(self.cache.keys.shape[3], device=order.device)
+        self.sitter[self.seat] = rows = torch.arange(len(order), device=order.device)
+        self.in_order = len(self.sitter) == len(rows) and bool((self.seat == rows).all())
+        """Whether row n sits on seat n, and no seat is empty."""
+        columns = torch.arange(self.cache.tokens, device=order.device)
         self.hidden = (columns >= self.lengths[:, None])[self.of_row][:, None, None]
         """(R, 1, 1, C) whether a place is behind the row's prompt."""
 
 
 class LeanDecoder:
-    """Prefills prompts and decodes rows of a supported model."""
+    """Prefills prompts and decodes rows of a supported model of H heads, K of them with keys and values, d numbers each."""
 
     def __init__(self, model: Any, longest: int) -> None:
         """`longest`: most tokens that a text may come to have."""
@@ -93,129 +91,158 @@ class LeanDecoder:
         attention = self.layers[0].self_attn
         self.size = int(attention.head_dim)
         self.heads = int(config.num_key_value_heads)
-        self.repeats = int(config.num_attention_heads) // self.heads
+        self.queries = int(config.num_attention_heads)
+        self.repeats = self.queries // self.heads
         self.scale = float(attention.scaling)
         positions = torch.arange(longest, device=self.weight.device)[None]
-        cos, sin = model.model.rotary_emb(self.weight[:1], positions)
-        self._cos, self._sin = cos[0], sin[0]  # (longest, d)
-        self._turned = self.weight.device.type == "cpu"
+        cos, sin = (table[0] for table in model.model.rotary_emb(self.weight[:1], positions))
+        half = self.size // 2
+        # Turning a pair (a, b) is (a, b) cos + (b, a) (−sin, sin): one roll, with the sign in the table.
+        self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)  # (longest, d)
 
-    # --- prompts ---
+    def cache(self, texts: int, tokens: int) -> Cache:
+        """Zeros for so many texts of so many tokens."""
+        shape = (len(self.layers), 2, texts, self.heads, tokens, self.size)
+        return Cache(torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device))
+
+    # --- prompts: (n, C, features), as transformers has it ---
 
     def prefill(self, prompts: list[tuple[int, ...]], prefix: Cache | None = None) -> tuple[Cache, Tensor]:
         """Keys and values of whole prompts, and (n, V) logits after each.
 
-        prefix: (layers, 1, K, P, d) of the first P tokens, which all prompts have in common and which are not computed again.
+        prefix: of one text of P tokens, with which all prompts begin and which is not computed again.
         """
-        before = 0 if prefix is None else prefix.keys.shape[3]
+        before = 0 if prefix is None else prefix.tokens
         device, width = self.weight.device, max(map(len, prompts)) - before
         ids = [[*p[before:], *[0] * (width + before - len(p))] for p in prompts]
         lengths = torch.tensor([len(p) - before for p in prompts], device=device)
-        cache = Cache.empty(self.weight, len(self.layers), len(prompts), self.heads, before + width, self.size)
-        x = self.model.model.embed_tokens(torch.tensor(ids, device=device))  # (n, C, hidden)
-        cos, sin = self._cos[before : before + width], self._sin[before : before + width]  # (C, d)
+        cache = self.cache(len(prompts), before + width)
+        if prefix is not None:
+            cache.both[..., :before, :] = prefix.both
+        x = self.model.model.embed_tokens(torch.tensor(ids, device=device))
+        cos, sin = self._cos[before : before + width, None], self._sin[before : before + width, None]  # (C, 1, d)
         visible = torch.ones(width, before + width, dtype=torch.bool, device=device).tril(before) if before else None
         for number, layer in enumerate(self.layers):
+            attention = layer.self_attn
             h = _normed(layer.input_layernorm, x)
-            q, k, v = self._heads(layer.self_attn, h, _plain)
-            q, k = _rotated(q.transpose(1, 2), cos, sin), _rotated(k.transpose(1, 2), cos, sin)  # (n, H or K, C, d)
-            if prefix is not None:
-                cache.keys[number, :, :, :before] = prefix.keys[number]
-                cache.values[number, :, :, :before] = prefix.values[number]
-            cache.keys[number, :, :, before:], cache.values[number, :, :, before:] = k, v.transpose(1, 2)
-            read, said = (c[number].repeat_interleave(self.repeats, dim=1) for c in (cache.keys, cache.values))
-            o = scaled_dot_product_attention(q, read, said, attn_mask=visible, is_causal=visible is None, scale=self.scale)
-            x = x + layer.self_attn.o_proj(o.transpose(1, 2).flatten(2))
+            projected = (attention.q_proj(h), attention.k_proj(h), attention.v_proj(h))
+            heads = self._turned(attention, torch.cat(projected, dim=-1).unflatten(-1, (-1, self.size)), cos, sin)
+            heads = heads.transpose(1, 2)  # (n, H + 2 K, C, d)
+            cache.both[number, ..., before:, :] = heads[:, self.queries :].unflatten(1, (2, -1)).transpose(0, 1)
+            read, said = cache.both[number].repeat_interleave(self.repeats, dim=2)  # (n, H, P + C, d) each
+            o = scaled_dot_product_attention(
+                heads[:, : self.queries], read, said, attn_mask=visible, is_causal=visible is None, scale=self.scale
+            )
+            x = x + attention.o_proj(o.transpose(1, 2).flatten(2))
             x = x + layer.mlp(_normed(layer.post_attention_layernorm, x))
         last = x[torch.arange(len(prompts), device=device), lengths - 1]
-        return cache, self._logits(last)
+        return cache, self._logits(last.t())
 
-    # --- rows ---
+    # --- rows: (features, R), so that a product is W @ x ---
 
     def step(self, tokens: Tensor, prompts: Prompts, own: Cache, lengths: Tensor, width: int) -> Tensor:
         """(R, V) logits after one more token for each row.
 
-        tokens: (R,) the newest; own: (layers, R, K, capacity, d) of the rows' own tokens, to which it is added; lengths: (R,)
-        how many a row had there, the newest not counted; width: the largest of them + 1.
+        tokens: (R,) the newest; own: keys and values of the rows' own tokens, to which its are added; lengths: (R,) how many a
+        row had there before; width: the largest of them + 1.
         """
         rows = torch.arange(len(tokens), device=tokens.device)
         positions = prompts.lengths[prompts.of_row] + lengths
         cos, sin = self._cos[positions, None], self._sin[positions, None]  # (R, 1, d)
         later = (rows.new_tensor(range(width)) > lengths[:, None])[:, None, None]  # (R, 1, 1, width)
-        hidden = torch.zeros(len(rows), 1, 1, prompts.hidden.shape[-1] + width, dtype=self.weight.dtype, device=rows.device)
+        hidden = torch.zeros(len(rows), 1, 1, prompts.cache.tokens + width, dtype=self.weight.dtype, device=rows.device)
         hidden.masked_fill_(torch.cat([prompts.hidden, later], dim=-1), -torch.inf)
-        x = self._line(self.model.model.embed_tokens(tokens))
+        x = self.model.model.embed_tokens(tokens).t().contiguous()
         for number, layer in enumerate(self.layers):
-            h = _normed(layer.input_layernorm, x)
-            q, k, v = self._heads(layer.self_attn, h, self._product)
-            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
-            own.keys[number, rows, :, lengths], own.values[number, rows, :, lengths] = k, v
-            o = self._attend(q.unflatten(1, (self.heads, self.repeats)), prompts, own, number, width, hidden)
-            x = x + self._product(layer.self_attn.o_proj, o)
-            h = _normed(layer.post_attention_layernorm, x)
-            mlp = layer.mlp
-            h = silu(self._product(mlp.gate_proj, h)) * self._product(mlp.up_proj, h)
-            x = x + self._product(mlp.down_proj, h)
+            attention, mlp = layer.self_attn, layer.mlp
+            heads = self._projected(attention, _normed_columns(layer.input_layernorm, x))
+            heads = self._turned(attention, heads, cos, sin)
+            own.both[number][:, rows, :, lengths] = heads[:, self.queries :].unflatten(1, (2, -1))
+            o = self._attend(heads[:, : self.queries], prompts, prompts.cache.both[number], own.both[number], width, hidden)
+            x = _added(x, attention.o_proj, o.t())
+            h = _normed_columns(layer.post_attention_layernorm, x)
+            x = _added(x, mlp.down_proj, silu(_product(mlp.gate_proj, h), inplace=True).mul_(_product(mlp.up_proj, h)))
         return self._logits(x)
 
-    def _attend(self, q: Tensor, prompts: Prompts, own: Cache, layer: int, width: int, hidden: Tensor) -> Tensor:
-        """(R, H × d). q: (R, K, repeats, d). One softmax over the prompt's places and the row's own."""
-        rows, of_prompts = len(q), len(prompts.lengths)
-        keys, values = prompts.cache.keys[layer], prompts.cache.values[layer]  # (S, K, C, d)
-        mine_k, mine_v = own.keys[layer, :rows, :, :width], own.values[layer, :rows, :, :width]  # (R, K, width, d)
-        seated = q[prompts.sitter].view(of_prompts, prompts.group, self.heads, self.repeats, -1)
-        seated = seated.transpose(1, 2).flatten(2, 3)  # (S, K, group × repeats, d)
-        there = self._stand(seated @ keys.transpose(-1, -2), prompts)  # (R, K, repeats, C)
-        here = q @ mine_k.transpose(-1, -2)  # (R, K, repeats, width)
-        weights = torch.cat([there, here], dim=-1).mul_(self.scale).add_(hidden).softmax(-1)
-        there, here = weights[..., : keys.shape[2]], weights[..., keys.shape[2] :]
-        seated = there[prompts.sitter].view(of_prompts, prompts.group, self.heads, self.repeats, -1)
-        seated = seated.transpose(1, 2).flatten(2, 3)
-        return (self._stand(seated @ values, prompts) + here @ mine_v).flatten(1)
+    def _projected(self, attention: Any, h: Tensor) -> Tensor:
+        """(R, H + 2 K, d) queries, keys and values of (hidden, R)."""
+        found = h.new_empty((self.queries + 2 * self.heads) * self.size, h.shape[1])
+        start = 0
+        for module in (attention.q_proj, attention.k_proj, attention.v_proj):
+            part = found[start : start + len(module.weight)]
+            torch.mm(module.weight, h, out=part)
+            if module.bias is not None:
+                part += module.bias[:, None]
+            start += len(module.weight)
+        heads: Tensor = found.t().contiguous().unflatten(1, (-1, self.size))
+        return heads
+
+    def _turned(self, attention: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary position embedding (RoFormer, arXiv 2104.09864, halves as pairs) of queries and keys, in place.
+
+        heads: (…, H + 2 K, d); cos, sin: (…, 1, d).
+        """
+        turned = heads[..., : self.queries + self.heads, :]
+        if hasattr(attention, "q_norm"):  # Qwen3
+            turned[..., : self.queries, :] = _normed(attention.q_norm, turned[..., : self.queries, :])
+            turned[..., self.queries :, :] = _normed(attention.k_norm, turned[..., self.queries :, :])
+        rolled = turned.roll(self.size // 2, dims=-1)
+        turned.mul_(cos).addcmul_(rolled, sin)
+        return heads
+
+    def _attend(self, q: Tensor, prompts: Prompts, read: Tensor, own: Tensor, width: int, hidden: Tensor) -> Tensor:
+        """(R, H × d): one softmax over the prompt's places and the row's own.
+
+        q: (R, H, d); read: (2, S, K, C, d) of the prompts; own: (2, R, K, capacity, d); hidden: (R, 1, 1, C + width), 0 or −∞.
+        """
+        q = q.unflatten(1, (self.heads, self.repeats))
+        keys, values = (part.flatten(0, 1)[:, :width] for part in own)  # (R × K, width, d)
+        prompt_keys, prompt_values = (part.flatten(0, 1) for part in read)  # (S × K, C, d)
+        there = self._stand(self._sit(q, prompts) @ prompt_keys.transpose(1, 2), prompts)  # (R, K, repeats, C)
+        here = (q.flatten(0, 1) @ keys.transpose(1, 2)).view(*q.shape[:3], width)
+        weights = torch.add(hidden, torch.cat([there, here], dim=-1), alpha=self.scale).softmax(-1)
+        there, here = weights[..., : there.shape[-1]], weights[..., there.shape[-1] :]
+        found = self._stand(self._sit(there, prompts) @ prompt_values, prompts)
+        result: Tensor = found + (here.flatten(0, 1) @ values).view(found.shape)
+        return result.flatten(1)
+
+    def _sit(self, rows: Tensor, prompts: Prompts) -> Tensor:
+        """(R, K, repeats, n) -> (S × K, group × repeats, n): each row onto its seat."""
+        seats = rows if prompts.in_order else rows[prompts.sitter]
+        by_prompt = seats.unflatten(0, (-1, prompts.group)).transpose(1, 2)  # (S, K, group, repeats, n)
+        found: Tensor = by_prompt.reshape(-1, prompts.group * self.repeats, rows.shape[-1])
+        return found
 
     def _stand(self, seated: Tensor, prompts: Prompts) -> Tensor:
-        """(S, K, group × repeats, n) -> (R, K, repeats, n): from seats to rows."""
-        by_seat: Tensor = seated.unflatten(2, (prompts.group, self.repeats)).transpose(1, 2).flatten(0, 1)
-        return by_seat[prompts.seat]
-
-    def _heads(self, attention: Any, h: Tensor, product: Product) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (…, H, d), keys and values (…, K, d)."""
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        q, k, v = (product(module, h).contiguous().unflatten(-1, (-1, self.size)) for module in projections)
-        if hasattr(attention, "q_norm"):  # Qwen3
-            q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
-        return q, k, v
-
-    def _product(self, module: nn.Linear, x: Tensor) -> Tensor:
-        """(R, out), on a CPU one column after the other in memory."""
-        if not self._turned:
-            return _plain(module, x)
-        product: Tensor = (module.weight @ x.t()).t()
-        return product if module.bias is None else product + module.bias
-
-    def _line(self, x: Tensor) -> Tensor:
-        """The same numbers in the order in memory that `_product` gives."""
-        return x.t().contiguous().t() if self._turned else x
+        """(S × K, group × repeats, n) -> (R, K, repeats, n): each row up from its seat."""
+        rows: Tensor = seated.view(-1, self.heads, prompts.group, self.repeats, seated.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return rows if prompts.in_order else rows[prompts.seat]
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = _normed(self.model.model.norm, x)
-        return self._product(self.model.lm_head, x).contiguous()
+        """(R, V) of (hidden, R)."""
+        return _product(self.model.lm_head, _normed_columns(self.model.model.norm, x)).t().contiguous()
 
 
-def _plain(module: nn.Linear, x: Tensor) -> Tensor:
-    found: Tensor = module(x)
-    return found
+def _product(module: nn.Linear, x: Tensor) -> Tensor:
+    """(out, R) of (in, R)."""
+    found: Tensor = module.weight @ x
+    return found if module.bias is None else found.add_(module.bias[:, None])
+
+
+def _added(x: Tensor, module: nn.Linear, h: Tensor) -> Tensor:
+    """X + module(h), both (…, R)."""
+    return torch.addmm(x if module.bias is None else x + module.bias[:, None], module.weight, h)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    """Root mean square normalisation, in float32 at least, as transformers has it."""
+    """Root mean square normalisation of the last dimension, in float32 at least, as transformers has it."""
     wide = x if x.dtype == torch.float64 else x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-    found: Tensor = norm.weight * wide.to(x.dtype)
+    found: Tensor = norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)).to(x.dtype)
     return found
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of the last dimension (RoFormer, arXiv 2104.09864, with halves as pairs)."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+def _normed_columns(norm: Any, x: Tensor) -> Tensor:
+    """The same of the first dimension: (hidden, R)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    found: Tensor = (wide * torch.rsqrt(wide.square().mean(0) + norm.variance_epsilon)).to(x.dtype)
+    return found.mul_(norm.weight[:, None])

@@ -18,10 +18,9 @@ from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
 from stages.rollout.protocol import Completion, Request, Sampling
 from stages.rollout.sampling import choose, uniforms
+from stages.rollout.settings import RolloutSettings
 from stages.store.errors import UserError
 
-TOKENS = 32768
-"""Tokens whose keys and values are held at once."""
 TAIL = 24
 """Tokens looked back over for a stop text."""
 
@@ -29,11 +28,11 @@ TAIL = 24
 class TorchRollout:
     """Samples from a transformers model. Implements `stages.rollout.protocol.Rollout`."""
 
-    def __init__(self, model: Any, tokenizer: Any, tokens: int = TOKENS) -> None:
+    def __init__(self, model: Any, tokenizer: Any, tokens: int | None = None) -> None:
         """`tokens`: most tokens whose keys and values are held at once; it bounds memory and hardly changes the answers."""
         self.model = model
         self.tokenizer = tokenizer
-        self.tokens = tokens
+        self.tokens = tokens or RolloutSettings().tokens
         self.end_tokens = end_tokens(model, tokenizer)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
@@ -131,6 +130,6 @@ def pick_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def load_rollout(folder: Path, device: str) -> TorchRollout:
+def load_rollout(folder: Path, device: str, tokens: int | None = None) -> TorchRollout:
     """An engine that samples from a model folder."""
-    return TorchRollout(load_model(folder, pick_device(device)), load_tokenizer(folder))
+    return TorchRollout(load_model(folder, pick_device(device)), load_tokenizer(folder), tokens)

@@ -196,7 +196,7 @@ def test_engines_without_a_model_say_so(tmp_path):
 
 
 def stage(tmp_path, monkeypatch, name, answers, stop=None, chunk=2):
-    monkeypatch.setattr("stages.rollout.torch_engine.load_rollout", lambda folder, device: Table(answers))
+    monkeypatch.setattr("stages.rollout.torch_engine.load_rollout", lambda folder, device, tokens: Table(answers))
     (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("532")))
     source = {"source": "file", "path": str(tmp_path / "p.jsonl")}
     settings = {**CONFIG.model_dump(), "kind": "evaluate_model", "model": "base", "held_out": source, "chunk": chunk}

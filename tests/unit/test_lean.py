@@ -101,8 +101,8 @@ def test_the_budget_changes_who_flies_together_and_not_the_answers(budget, room,
 
     def watched(self, kept, fresh):
         resize(self, kept, fresh)
-        own = self._rows.own.keys
-        held.append((own.shape[1], own.shape[1] * own.shape[3]))
+        rows = self._rows.own.both.shape[2]
+        held.append((rows, rows * self._rows.own.tokens))
 
     monkeypatch.setattr(flight.Flight, "_resize", watched)
     found = sampled(model, tokenizer, Sampling(max_tokens=40), tokens=budget)
@@ -119,7 +119,7 @@ def test_the_common_beginning_of_prompts_is_computed_once(tokenizer, monkeypatch
     prefill = lean.LeanDecoder.prefill
 
     def counted(self, prompts, prefix=None):
-        computed.append(sum(map(len, prompts)) - (0 if prefix is None else prefix.keys.shape[3] * len(prompts)))
+        computed.append(sum(map(len, prompts)) - (0 if prefix is None else prefix.tokens * len(prompts)))
         return prefill(self, prompts, prefix)
 
     monkeypatch.setattr(lean.LeanDecoder, "prefill", counted)
