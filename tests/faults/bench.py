@@ -7,6 +7,7 @@ same faults, places and stages (where a signal hits is up to the machine).
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -21,11 +22,13 @@ from pathlib import Path
 import psutil
 
 from flows.launch import MARK_VARIABLE
+from stages.rewards.math_pool import MathPool
 from stages.store.files import files_below
 from stages.store.folders import StageFolder
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.faults import crash
+from tests.pipeline.servers import Run, Stoppable, check_mlflow, check_prefect
 
 STAGES = [name for name in crash.INPUTS if name != "grown"]
 TRAINED = ["base", "zero", "ppo", "cold_start"]
@@ -268,6 +271,70 @@ def one_of_two_ranks_stopped(bench: Bench) -> None:
     assert "no sign of life" in said, said
 
 
+def verifier_never_returns(bench: Bench) -> None:
+    """Answers that keep math-verify busy for ever stand among others: they have no verdict, the others keep theirs."""
+    limit_s = 2.0
+    pairs = [(str(n), str(n + bench.rng.choice([0, 1]))) for n in range(40)]
+    expected = ["right" if reference == answer else "wrong" for reference, answer in pairs]
+    places = bench.rng.sample(range(len(pairs)), 3)
+    for place in places:
+        base = bench.rng.randrange(7, 99)
+        pairs[place], expected[place] = ("1", f"{base}^{{{base}^{{{base}^{base}}}}}"), "none"
+    pool = MathPool(limit_s)
+    try:
+        pool.judge([("1", "1"), ("2", "3")])  # started before the clock is
+        began = time.monotonic()
+        assert pool.judge(pairs) == expected, "another verdict"
+        # A worker that was ended is started again.
+        assert time.monotonic() - began < len(places) * (limit_s + 20.0), "past its bound"
+    finally:
+        pool.end()
+    assert not [p for p in psutil.Process().children(recursive=True) if "stages.rewards.math_worker" in p.cmdline()]
+
+
+@contextlib.contextmanager
+def _run_beside(bench: Bench, what: str, *arguments: str, **variables: str) -> Iterator[tuple[Stoppable, Run]]:
+    """A run, until its R1-Zero stage is done, with a server of its own; both are gone afterwards."""
+    folder = bench.root / f"{what}-{bench.rng.randrange(10**9)}"
+    folder.mkdir()
+    server = Stoppable(what, folder)
+    server.start()
+    filled = [text.format(address=server.address) for text in arguments]
+    chosen = {name: text.format(address=server.address, home=folder / "home") for name, text in variables.items()}
+    run = Run(folder, "--until", "zero", *filled, **chosen)
+    try:
+        run.wait_for("step", run.step(bench.rng.randrange(1, 20)))
+        yield server, run
+    finally:
+        if run.process.poll() is None:
+            os.killpg(run.process.pid, signal.SIGKILL)
+        server.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def mlflow_away_for_a_minute(bench: Bench) -> None:
+    """MLflow is killed, or hangs, in the middle of a run, and is back after a minute."""
+    with _run_beside(bench, "mlflow", "--set", "tracking.uri={address}") as (server, run):
+        hangs = bench.rng.random() < 0.5
+        server.send(signal.SIGSTOP if hangs else signal.SIGKILL)
+        time.sleep(60)
+        server.send(signal.SIGCONT) if hangs else server.start()
+        assert run.end() == 0, run.said()[-2000:]
+        check_mlflow(server.address, run.record())
+
+
+def prefect_restarted(bench: Bench) -> None:
+    """Prefect's server is killed in the middle of a run and started again."""
+    chosen = {"PREFECT_API_URL": "{address}/api", "PREFECT_HOME": "{home}"}
+    with _run_beside(bench, "prefect", **chosen) as (server, run):
+        server.send(signal.SIGKILL)
+        time.sleep(bench.rng.uniform(0, 20))
+        server.start()
+        assert run.end() == 0, run.said()[-2000:]
+        assert run.record()["status"] == "done"
+        check_prefect(server, run.record())
+
+
 FAULTS = [
     kill_at_an_operation,
     power_failure,
@@ -281,6 +348,9 @@ FAULTS = [
     only_process_killed,
     one_of_two_ranks_killed,
     one_of_two_ranks_stopped,
+    verifier_never_returns,
+    mlflow_away_for_a_minute,
+    prefect_restarted,
 ]
 
 

@@ -82,6 +82,29 @@ def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, te
     assert torch.linalg.norm(found - expected) / torch.linalg.norm(expected) < 1e-5
 
 
+def test_the_gradient_equals_that_of_padded_rows():
+    """A batch of right-padded rows through transformers' forward, a mask, full logits: what most trainers do."""
+    items, model = [*texts(), *grid()], tiny_llama()
+    model.get_input_embeddings().padding_idx = None
+    weights = torch.linspace(-1, 1, len(items), dtype=torch.float64)
+    width = max(len(item.prompt) + len(item.completion) for item in items)
+    whole = [[*item.prompt, *item.completion] for item in items]
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in whole])
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in whole])
+    logp = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    for row, (item, text) in enumerate(zip(items, whole, strict=True)):
+        (weights[row] * logp[row, len(item.prompt) - 1 : len(text) - 1].sum()).backward(retain_graph=True)
+    expected = flat_gradient(model)
+
+    model = tiny_llama()
+    scorer = TokenScorer(model)
+    for packed in micro_batches(items, 40):
+        found, _ = scorer(packed)
+        (weights[packed.owner] * found.double()).sum().backward()
+    difference = flat_gradient(model) - expected
+    assert torch.linalg.norm(difference) / torch.linalg.norm(expected) < 1e-5
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_the_joined_softmax_is_exact_in_float64(repeats):
     """Output and all five gradients against the public function with a mask; the log-sum-exps are what is at stake."""
