@@ -59,6 +59,7 @@ class Spec:
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "5000",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "DO_NOT_TRACK": "1",
