@@ -1,6 +1,7 @@
 """Collect: draw problems, sample a group of answers to each, score them, and draw again where a group carries no signal."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from stages.engine import ranks
@@ -35,22 +36,39 @@ class Scene:
     ) -> list[Group]:
         """Scored groups, one per problem, in their order, the same list on every rank.
 
-        Each rank samples its share; ranks meet once afterwards, so they may decode unequally long. The random numbers of an
-        answer depend on (seed, purpose, step, question, sample number) alone.
+        Each rank samples its share, and a thread judges what is complete while the rest is sampled; ranks meet once afterwards,
+        so they may decode unequally long. The random numbers of an answer depend on (seed, purpose, step, question, sample
+        number) alone.
         """
         mine = list(problems[self.rank :: self.world_size])
         engine = rollout or self.rollout()
-        with clock.span("sample"):
-            groups = (
-                sample_groups(engine, mine, self.template, self.sampling, samples, seed=self.seed, purpose=purpose, step=step)
-                if mine
-                else []
-            )
-        if rollout is None:
-            self.rest()
-        with clock.span("score"):
-            episodes = [episode for group in groups for episode in group.episodes]
-            score(self.rewards, episodes, max_tokens=self.sampling.max_tokens, key=f"{self.seed}-{purpose}-{step}")
+        key, judged = f"{self.seed}-{purpose}-{step}", list[Future[None]]()
+        with ThreadPoolExecutor(1) as judge:
+
+            def judge_soon(group: Group) -> None:
+                judged.append(judge.submit(score, self.rewards, group.episodes, max_tokens=self.sampling.max_tokens, key=key))
+
+            with clock.span("sample"):
+                groups = (
+                    sample_groups(
+                        engine,
+                        mine,
+                        self.template,
+                        self.sampling,
+                        samples,
+                        seed=self.seed,
+                        purpose=purpose,
+                        step=step,
+                        on_group=judge_soon,
+                    )
+                    if mine
+                    else []
+                )
+            if rollout is None:
+                self.rest()
+            with clock.span("score"):
+                for verdicts in judged:
+                    verdicts.result()
         shares = ranks.gather(groups)
         return [shares[index % self.world_size][index // self.world_size] for index in range(len(problems))]
 

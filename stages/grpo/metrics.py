@@ -64,7 +64,7 @@ NAMES = {
     "eval/pass_at_k": "share of held-out problems with at least one right answer (with more than one sample)",
     "time/step": "seconds from one line of the journal to the next: the step and what came after the one before it",
     "time/sample": "seconds of sampling",
-    "time/score": "seconds of judging answers",
+    "time/score": "seconds of judging answers after the last was sampled (the others are judged while sampling goes on)",
     "time/prepare": "seconds of drawing problems, advantages, packing, metrics: all of the step that has no name of its own",
     "time/forward": "seconds of forward passes and losses (policy, reference, value model)",
     "time/backward": "seconds of backward passes",

@@ -40,6 +40,9 @@ class Answer:
     """Whether it ended of itself; else at the limit."""
 
 
+Over = Callable[[Answer], None]
+
+
 @dataclass
 class _Prompt:
     """A prompt in flight: its own keys and values, and what follows it."""
@@ -81,9 +84,11 @@ class _Rows:
 class Flight:
     """Decodes answers to their ends."""
 
-    def __init__(self, decoder: LeanDecoder, answers: Iterable[Answer], choose: Choose, ended: Ended, *, budget: int) -> None:
-        """`answers`: those to one prompt stand together; `budget`: see the module."""
-        self._decoder, self._choose, self._ended, self._budget = decoder, choose, ended, budget
+    def __init__(
+        self, decoder: LeanDecoder, answers: Iterable[Answer], choose: Choose, ended: Ended, over: Over, *, budget: int
+    ) -> None:
+        """`answers`: those to one prompt stand together; `over` is told of each at its end; `budget`: see the module."""
+        self._decoder, self._choose, self._ended, self._over, self._budget = decoder, choose, ended, over, budget
         self._waiting = deque(answers)
         self._limit = limit = max((len(answer.numbers) for answer in self._waiting), default=0)
         self._room = min(limit, FIRST_ROOM)
@@ -131,6 +136,7 @@ class Flight:
             answer.stopped = by_itself
             self._answers[row] = None
             self._rows.alive[row] = False
+            self._over(answer)
 
     # --- who is in flight ---
 

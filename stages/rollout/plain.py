@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from stages.rollout.flight import Answer, Choose, Ended
+from stages.rollout.flight import Answer, Choose, Ended, Over
 from stages.store import heartbeat
 
 
-def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, *, budget: int) -> None:
+def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, over: Over, *, budget: int) -> None:
     """Fill in every answer, in batches whose prompts and answers may come to `budget` tokens; otherwise as `Flight`."""
     start, limit = 0, max((len(answer.numbers) for answer in answers), default=0)
     while start < len(answers):
@@ -23,6 +23,8 @@ def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, 
                 break
             end += 1
         _decode(model, answers[start:end], choose, ended, limit)
+        for answer in answers[start:end]:
+            over(answer)
         start = end
 
 

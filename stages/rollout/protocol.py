@@ -1,5 +1,6 @@
 """What an engine that samples must be able to do, and the settings of sampling."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -47,6 +48,10 @@ class Completion:
     finish: Literal["stop", "length"] = "length"
 
 
+Done = Callable[[int, list[Completion]], None]
+"""Told the number of a request whose answers are all there, and these."""
+
+
 class Rollout(Protocol):
     """An engine that samples from the current policy."""
 
@@ -55,9 +60,9 @@ class Rollout(Protocol):
         ...
 
     def sample(
-        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int
+        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int, done: Done | None = None
     ) -> list[list[Completion]]:
-        """Answer every request; per request, its samples in order.
+        """Answer every request; per request, its samples in order. `done` is told of each request while others go on.
 
         The random numbers of a sample depend on (seed, purpose, step, request key, sample number) alone.
         """

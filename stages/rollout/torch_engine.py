@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.rollout import plain
 from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
-from stages.rollout.protocol import Completion, Request, Sampling
+from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import choose, uniforms
 from stages.rollout.settings import RolloutSettings
 from stages.store.errors import UserError
@@ -40,13 +40,12 @@ class TorchRollout:
         return tuple(self.tokenizer(prompt).input_ids)
 
     def sample(
-        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int
+        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int, done: Done | None = None
     ) -> list[list[Completion]]:
         """Answer every request; see the protocol."""
         for request in requests:
             if not request.prompt_ids:
                 raise UserError(f"the prompt of `{request.key}` is empty", where="template", mend="write a template")
-        limit = sampling.max_tokens
         answers = [
             [
                 Answer(
@@ -60,21 +59,37 @@ class TorchRollout:
         # Prompts of like length fly together, the longest first.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
         queue = [answer for i in order for answer in answers[i]]
+        found: list[list[Completion]] = [[] for _ in requests]
+        of_request = {id(answer): i for i, group in enumerate(answers) for answer in group}
+        left = [len(group) for group in answers]
+
+        def over(answer: Answer) -> None:
+            number = of_request[id(answer)]
+            left[number] -= 1
+            if not left[number]:
+                found[number] = self._completions(answers[number])
+                if done is not None:
+                    done(number, found[number])
+
         pick = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
         was_training = self.model.training
         self.model.eval()  # dropout off while sampling
         with torch.inference_mode():
             if reason := unsupported(self.model):
                 warnings.warn(f"sampling takes the slow path: {reason}", stacklevel=2)
-                plain.decode(self.model, queue, pick, self._ender(sampling), budget=self.tokens)
+                plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens)
             else:
-                longest = max((len(r.prompt_ids) for r in requests), default=0) + limit
+                longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
                 decoder = LeanDecoder(self.model, longest)
-                Flight(decoder, queue, pick, self._ender(sampling), budget=self.tokens).run()
+                Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
         self.model.train(was_training)
-        texts = iter(self.tokenizer.batch_decode([a.ids for group in answers for a in group], skip_special_tokens=True))
+        return found
+
+    def _completions(self, answers: list[Answer]) -> list[Completion]:
+        texts = self.tokenizer.batch_decode([answer.ids for answer in answers], skip_special_tokens=True)
         return [
-            [Completion(a.ids, a.logprobs, next(texts), "stop" if a.stopped else "length") for a in group] for group in answers
+            Completion(answer.ids, answer.logprobs, text, "stop" if answer.stopped else "length")
+            for answer, text in zip(answers, texts, strict=True)
         ]
 
     def _limit(self, request: Request, number: int, sampling: Sampling) -> int:  # noqa: ARG002  one for all here

@@ -13,7 +13,7 @@ from typing import Any, Self
 import psutil
 from transformers import AutoConfig, GenerationConfig
 
-from stages.rollout.protocol import Completion, Request, Sampling
+from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import derived_seed
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import end_tokens
@@ -72,7 +72,7 @@ class VllmRollout:
         return tuple(self.tokenizer(prompt).input_ids)
 
     def sample(
-        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int
+        self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int, done: Done | None = None
     ) -> list[list[Completion]]:
         """Answer every request; see the protocol.
 
@@ -96,15 +96,18 @@ class VllmRollout:
             **sampling.model_dump(mode="json"),
             "end_tokens": sorted(self.end_tokens),
         }
+        left = [request.samples for request in requests]
         for reply in self._process.ask(asked):
-            answers[reply["prompt"]][reply["sample"]] = Completion(reply["ids"], reply["logprobs"], finish=reply["finish"])
-        every = [completion for request in answers for completion in request]
-        if any(not completion.ids or completion.finish not in ("stop", "length") for completion in every):
+            number, ids = reply["prompt"], reply["ids"]
+            if not ids or reply["finish"] not in ("stop", "length"):
+                raise StageFailed("vLLM left an answer unfinished")
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            answers[number][reply["sample"]] = Completion(ids, reply["logprobs"], text, reply["finish"])
+            left[number] -= 1
+            if not left[number] and done is not None:
+                done(number, answers[number])
+        if any(left):
             raise StageFailed("vLLM left an answer unfinished")
-        for completion, text in zip(
-            every, self.tokenizer.batch_decode([c.ids for c in every], skip_special_tokens=True), strict=True
-        ):
-            completion.text = text
         return answers
 
     def load_weights(self, folder: Path) -> None:

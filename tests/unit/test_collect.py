@@ -1,6 +1,7 @@
 """Drawing problems, dynamic sampling, and what its choice may not touch."""
 
 import random
+import threading
 
 import pytest
 
@@ -10,7 +11,7 @@ from stages.grpo.metrics import rollout_metrics
 from stages.grpo.sampler import ProblemSampler
 from stages.problems.episode import Problem
 from stages.problems.templates import Template
-from stages.rewards.score import Rewards
+from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Completion, Sampling
 from stages.store.errors import UserError
 
@@ -26,14 +27,15 @@ class Scripted:
     def encode(self, prompt):
         return tuple(ord(letter) for letter in prompt)
 
-    def sample(self, requests, sampling, *, seed, purpose, step):
+    def sample(self, requests, sampling, *, seed, purpose, step, done=None):
         self.asked.append([request.key for request in requests])
 
         def answer(request, number):
             right = "right" in request.key or ("mixed" in request.key and number % 2)
             return Completion([1], [-0.5], f"<think>x</think> <answer>{'a' if right else 'b'}</answer>", "stop")
 
-        return [[answer(request, n) for n in range(request.samples)] for request in requests]
+        for number, request in enumerate(requests):
+            done(number, [answer(request, n) for n in range(request.samples)])
 
 
 def problems(*kinds):
@@ -171,3 +173,30 @@ def test_however_often_a_step_draws_it_has_no_problem_twice():
                 more, position = sampler.draw(position, rng.randrange(1, 4), taken=step)
                 step += more
             assert len({p.id for p in step}) == len(step)
+
+
+def test_what_is_complete_is_judged_while_the_rest_is_sampled(monkeypatch):
+    judged = threading.Event()
+
+    def scored(rewards, episodes, **given):
+        score(rewards, episodes, **given)
+        judged.set()
+
+    class Slow(Scripted):
+        def sample(self, requests, sampling, *, seed, purpose, step, done=None):
+            super().sample(requests[:1], sampling, seed=seed, purpose=purpose, step=step, done=done)
+            assert judged.wait(10), "the first group waits for the second"
+            super().sample(requests[1:], sampling, seed=seed, purpose=purpose, step=step, done=lambda n, got: done(n + 1, got))
+
+    monkeypatch.setattr("stages.grpo.collect.score", scored)
+    groups = scene(Slow()).sample(problems("right", "wrong"), 2, "train", 0)
+    assert [[e.scored.verdict for e in group.episodes] for group in groups] == [["right"] * 2, ["wrong"] * 2]
+
+
+def test_what_fails_while_judging_is_not_lost(monkeypatch):
+    def broken(*_given, **_more):
+        raise RuntimeError("no verifier")
+
+    monkeypatch.setattr("stages.grpo.collect.score", broken)
+    with pytest.raises(RuntimeError, match="no verifier"):
+        scene(Scripted()).sample(problems("right", "wrong"), 2, "train", 0)

@@ -26,8 +26,9 @@ class Scripted:
     def encode(self, prompt):
         return tuple(ord(c) for c in prompt)
 
-    def sample(self, requests, sampling, *, seed, purpose, step):
-        return [self._answers("".join(map(chr, r.prompt_ids)).removesuffix("<think>")) for r in requests]
+    def sample(self, requests, sampling, *, seed, purpose, step, done=None):
+        for number, r in enumerate(requests):
+            done(number, self._answers("".join(map(chr, r.prompt_ids)).removesuffix("<think>")))
 
     def _answers(self, question):
         self.asked.append(question)

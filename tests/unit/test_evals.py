@@ -72,7 +72,7 @@ class Table:
         self.prompts.append(prompt)
         return tuple(map(ord, prompt))
 
-    def sample(self, requests, sampling, *, seed, purpose, step):
+    def sample(self, requests, sampling, *, seed, purpose, step, done=None):
         names = [request.key.removesuffix("=? ") for request in requests]  # a request's key is its question
         self.asked.append((names, sampling))
         found = []

@@ -138,6 +138,14 @@ def test_identical_prompts_and_prompts_that_begin_another(tokenizer):
     assert [a.ids for a in together[0]] != [a.ids for a in together[1]]
 
 
+def test_each_request_is_told_of_once_when_it_is_complete(tokenizer):
+    told = {}
+    rollout = TorchRollout(tiny_llama(), tokenizer, 150)
+    found = rollout.sample(requests(4), Sampling(max_tokens=30), seed=0, purpose="t", step=0, done=told.setdefault)
+    assert told == dict(enumerate(found))
+    assert list(told) != sorted(told), "the shortest comes first"
+
+
 def test_waiting_answers_take_the_places_of_finished_ones(tokenizer, monkeypatch):
     steps = []
     step = lean.LeanDecoder.step
