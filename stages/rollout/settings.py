@@ -11,7 +11,7 @@ class RolloutSettings(Config):
     """The engine that samples. The fields below `tokens` are vLLM's alone."""
 
     engine: Literal["torch", "vllm"] = "torch"
-    """`torch` samples with the trainer's own forward pass; `vllm` in a process of its own, which `make vllm` installs. They
+    """`torch` samples with the trainer's own weights; `vllm` in a process of its own, which `make vllm` installs. They
     draw different answers from the same distribution."""
     tokens: Annotated[int, EXECUTION] = Field(default=32768, ge=1)
     """The torch engine's budget: tokens whose keys and values are held at once."""
