@@ -51,7 +51,9 @@ class Trainer:
         config = self.config
         self.reference, self.critic = reference, critic
         self.scene = Scene(
-            rollout=lambda: TorchRollout(self.policy.sampling_model(), self.tokenizer, config.rollout.tokens),
+            rollout=lambda: TorchRollout(
+                self.policy.sampling_model(), self.tokenizer, config.rollout.tokens, config.rollout.decoder
+            ),
             template=config.template,
             sampling=config.sampling,
             rewards=config.rewards,

@@ -14,7 +14,7 @@ def open_rollout(settings: RolloutSettings, folder: Path, device: str, log: Path
     if settings.engine == "torch":
         from stages.rollout.torch_engine import load_rollout
 
-        yield load_rollout(folder, device, settings.tokens)
+        yield load_rollout(folder, device, settings)
         return
     from stages.rollout.torch_engine import load_tokenizer, pick_device
     from stages.rollout.vllm_engine import VllmRollout

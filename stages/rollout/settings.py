@@ -7,14 +7,20 @@ from pydantic import Field
 from stages.store.config import EXECUTION, Config
 
 
+Decoder = Literal["auto", "compiled", "torch"]
+
+
 class RolloutSettings(Config):
-    """The engine that samples. The fields below `tokens` are vLLM's alone."""
+    """The engine that samples. The fields from `vllm_python` on are vLLM's alone."""
 
     engine: Literal["torch", "vllm"] = "torch"
     """`torch` samples with the trainer's own weights; `vllm` in a process of its own, which `make vllm` installs. They
     draw different answers from the same distribution."""
     tokens: Annotated[int, EXECUTION] = Field(default=32768, ge=1)
     """The torch engine's budget: tokens whose keys and values are held at once."""
+    decoder: Annotated[Decoder, EXECUTION] = "auto"
+    """How the torch engine takes a step of decoding: `compiled` by the machine's C++ compiler (a CPU, float32, Llama or Qwen;
+    2 to 3 times as fast), `torch` by PyTorch alone, `auto` compiled where it can be. They differ by rounding."""
     vllm_python: Annotated[str | None, EXECUTION] = None
     """The interpreter of vLLM's own environment; null: the one of `make vllm`, .venv-vllm/bin/python in the clone."""
     memory_share: Annotated[float | None, EXECUTION] = Field(default=None, gt=0, lt=1)

@@ -1,7 +1,7 @@
 """The default engine: samples with the model itself, on a CPU or a GPU.
 
-Llama, Qwen2 and Qwen3 are decoded by `lean.py`; every other causal model of transformers by its own forward pass (`plain.py`),
-which is slower and says so.
+Llama, Qwen2 and Qwen3 are decoded by `lean.py`, on a CPU in float32 by its compiled form (`compiled.py`); every other causal model
+of transformers by its own forward pass (`plain.py`), which is slower and says so.
 """
 
 import warnings
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.rollout import plain
+from stages.rollout import compiled, plain
 from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
 from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import choose, uniforms
-from stages.rollout.settings import RolloutSettings
+from stages.rollout.settings import Decoder, RolloutSettings
 from stages.store.errors import UserError
 
 TAIL = 24
@@ -28,11 +28,15 @@ TAIL = 24
 class TorchRollout:
     """Samples from a transformers model. Implements `stages.rollout.protocol.Rollout`."""
 
-    def __init__(self, model: Any, tokenizer: Any, tokens: int | None = None) -> None:
-        """`tokens`: most tokens whose keys and values are held at once; it bounds memory and hardly changes the answers."""
+    def __init__(self, model: Any, tokenizer: Any, tokens: int | None = None, decoder: Decoder = "auto") -> None:
+        """`tokens`: most tokens whose keys and values are held at once; it bounds memory and hardly changes the answers.
+
+        decoder: see RolloutSettings.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.tokens = tokens or RolloutSettings().tokens
+        self.decoder = decoder
         self.end_tokens = end_tokens(model, tokenizer)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
@@ -80,10 +84,24 @@ class TorchRollout:
                 plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens)
             else:
                 longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
-                decoder = LeanDecoder(self.model, longest)
-                Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
+                Flight(self._decoder(longest), queue, pick, self._ender(sampling), over, budget=self.tokens).run()
         self.model.train(was_training)
         return found
+
+    def _decoder(self, longest: int) -> LeanDecoder:
+        """The fastest decoder of those that the setting allows."""
+        reason = compiled.unsupported(self.model)
+        if self.decoder != "torch" and not reason:
+            try:
+                return compiled.CompiledDecoder(self.model, longest)
+            except compiled.NoCompiler as error:
+                reason = str(error)
+                if self.decoder == "auto":
+                    mend = "install one (Debian: g++), or say so with rollout.decoder=torch"
+                    warnings.warn(f"the decoding step is not compiled, so sampling is slower: {reason}; {mend}", stacklevel=3)
+        if self.decoder == "compiled":
+            raise UserError(f"the decoding step cannot be compiled: {reason}", where="rollout.decoder", mend="use `auto`")
+        return LeanDecoder(self.model, longest)
 
     def _completions(self, answers: list[Answer]) -> list[Completion]:
         texts = self.tokenizer.batch_decode([answer.ids for answer in answers], skip_special_tokens=True)
@@ -145,6 +163,7 @@ def pick_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def load_rollout(folder: Path, device: str, tokens: int | None = None) -> TorchRollout:
+def load_rollout(folder: Path, device: str, settings: RolloutSettings) -> TorchRollout:
     """An engine that samples from a model folder."""
-    return TorchRollout(load_model(folder, pick_device(device)), load_tokenizer(folder), tokens)
+    model, tokenizer = load_model(folder, pick_device(device)), load_tokenizer(folder)
+    return TorchRollout(model, tokenizer, settings.tokens, settings.decoder)

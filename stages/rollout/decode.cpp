@@ -1,0 +1,357 @@
+// One decoding step of a Llama-like model in float32: R rows, each with one more token. `compiled.py` builds and calls it; `lean.py`
+// is the same in PyTorch, and says what the parts mean.
+//
+// A step reads every weight once, so for few rows it can be no faster than memory. What it gains over a library's products: no
+// repacking of weights, nothing between two products but what is needed, one parallel region for the whole step.
+//
+// Activations lie in blocks of 16 rows of the batch: x[block][feature][16], the last block padded. A product walks over 6 rows of
+// the weights at a time, whose 6 × 16 sums stay in registers. Every sum is made by one thread, in an order that depends on
+// nothing but the model's shape: a row's numbers are the same whoever flies along and however many threads there are.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <type_traits>
+
+namespace {
+
+typedef float Lanes __attribute__((vector_size(32), aligned(4)));
+typedef std::int32_t Whole __attribute__((vector_size(32)));
+constexpr int LANES = 8, BLOCK = 2 * LANES, PANEL = 6, DEPTH = 128;
+
+struct Linear {
+    const float *weight, *bias;  // (out, in); (out) or null
+};
+
+struct Layer {
+    const float *before_attention;  // (hidden) scale of the norm
+    Linear q, k, v;
+    const float *q_norm, *k_norm;  // (size) or null
+    Linear o;
+    const float *before_mlp;
+    Linear gate, up, down;
+};
+
+inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
+inline void store(float *to, Lanes what) { *reinterpret_cast<Lanes *>(to) = what; }
+inline Lanes all(float value) { return Lanes{} + value; }
+
+inline float sum(Lanes v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+// e^x within 2 units in the last place: 2^n times a polynomial of the rest, |rest| <= ln 2 / 2. Clamped where float32 ends.
+inline Lanes exponential(Lanes x) {
+    x = x < all(-87.0f) ? all(-87.0f) : x;
+    x = x > all(88.0f) ? all(88.0f) : x;
+    const Lanes magic = all(12582912.0f);  // 1.5 × 2^23: adding it rounds to a whole number
+    const Lanes n = (x * all(1.44269504088896341f) + magic) - magic;
+    const Lanes r = (x - n * all(0.693359375f)) - n * all(-2.12194440e-4f);
+    Lanes p = all(1.0f / 5040);
+    p = p * r + all(1.0f / 720);
+    p = p * r + all(1.0f / 120);
+    p = p * r + all(1.0f / 24);
+    p = p * r + all(1.0f / 6);
+    p = p * r + all(0.5f);
+    p = p * r + all(1.0f);
+    p = p * r + all(1.0f);
+    const Whole bits = (__builtin_convertvector(n, Whole) + 127) << 23;
+    Lanes power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+// Sums of M rows of the weights against 16 rows of the batch, in parts of DEPTH so that rounding does not grow with the width.
+template <int M> inline void tile(const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
+    for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = Lanes{};
+    for (std::int64_t start = 0; start < width; start += DEPTH) {
+        const std::int64_t end = std::min<std::int64_t>(start + DEPTH, width);
+        Lanes part[M][2] = {};
+        for (std::int64_t i = start; i < end; i++) {
+            const Lanes a = load(x + i * BLOCK), b = load(x + i * BLOCK + LANES);
+            if (i % 16 == 0)  // the next panel lies right behind this one
+                for (int m = 0; m < M; m++) __builtin_prefetch(weight + (m + PANEL) * width + i, 0, 2);
+            for (int m = 0; m < M; m++) {
+                const float w = weight[m * width + i];
+                part[m][0] += w * a;
+                part[m][1] += w * b;
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            sums[m][0] += part[m][0];
+            sums[m][1] += part[m][1];
+        }
+    }
+}
+
+inline void tile(int rows, const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
+    switch (rows) {
+    case 6: return tile<6>(weight, width, x, sums);
+    case 5: return tile<5>(weight, width, x, sums);
+    case 4: return tile<4>(weight, width, x, sums);
+    case 3: return tile<3>(weight, width, x, sums);
+    case 2: return tile<2>(weight, width, x, sums);
+    default: return tile<1>(weight, width, x, sums);
+    }
+}
+
+inline void add_bias(const float *bias, std::int64_t first, int rows, Lanes (&sums)[PANEL][2]) {
+    if (bias == nullptr) return;
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] += bias[first + m];
+        sums[m][1] += bias[first + m];
+    }
+}
+
+// Calls take(first row of weights, rows, block, sums) for every tile of a product. To be called by all threads of the region.
+template <class Take>
+void product(Linear linear, std::int64_t out, std::int64_t in, const float *x, std::int64_t blocks, Take take) {
+    const std::int64_t panels = (out + PANEL - 1) / PANEL;
+    const std::int64_t together = blocks == 1 ? 1 : 4;  // panels that stay near while the blocks pass by
+    const std::int64_t groups = (panels + together - 1) / together;
+#pragma omp for schedule(static) nowait
+    for (std::int64_t group = 0; group < groups; group++)
+        for (std::int64_t block = 0; block < blocks; block++)
+            for (std::int64_t panel = group * together; panel < std::min(panels, (group + 1) * together); panel++) {
+                const std::int64_t first = panel * PANEL;
+                const int rows = static_cast<int>(std::min<std::int64_t>(PANEL, out - first));
+                Lanes sums[PANEL][2];
+                tile(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
+                add_bias(linear.bias, first, rows, sums);
+                take(first, rows, block, sums);
+            }
+}
+
+// Root mean square normalisation of every row; each thread makes a copy of its own, which is cheaper than to wait.
+void normed(const float *scale, float epsilon, std::int64_t width, std::int64_t blocks, const float *x, float *into) {
+    for (std::int64_t block = 0; block < blocks; block++) {
+        const float *from = x + block * width * BLOCK;
+        float *to = into + block * width * BLOCK;
+        Lanes total[2] = {};
+        for (std::int64_t start = 0; start < width; start += DEPTH) {
+            Lanes part[2] = {};
+            for (std::int64_t i = start; i < std::min<std::int64_t>(start + DEPTH, width); i++)
+                for (int half = 0; half < 2; half++) {
+                    const Lanes v = load(from + i * BLOCK + half * LANES);
+                    part[half] += v * v;
+                }
+            total[0] += part[0];
+            total[1] += part[1];
+        }
+        for (int half = 0; half < 2; half++) {
+            Lanes factor;
+            for (int lane = 0; lane < LANES; lane++)
+                factor[lane] = 1.0f / std::sqrt(total[half][lane] / static_cast<float>(width) + epsilon);
+            for (std::int64_t i = 0; i < width; i++) {
+                const std::int64_t place = i * BLOCK + half * LANES;
+                store(to + place, load(from + place) * factor * scale[i]);
+            }
+        }
+    }
+}
+
+// The same of one head.
+void normed_head(const float *scale, float epsilon, std::int64_t size, float *head) {
+    if (scale == nullptr) return;
+    Lanes squares = {};
+    for (std::int64_t i = 0; i < size; i += LANES) squares += load(head + i) * load(head + i);
+    const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + epsilon);
+    for (std::int64_t i = 0; i < size; i += LANES) store(head + i, load(head + i) * factor * load(scale + i));
+}
+
+// Rotary position embedding; the table's sines carry the sign of the half.
+void turned(const float *cosines, const float *sines, std::int64_t size, float *head) {
+    const std::int64_t half = size / 2;
+    for (std::int64_t i = 0; i < half; i++) {
+        const float a = head[i], b = head[i + half];
+        head[i] = a * cosines[i] + b * sines[i];
+        head[i + half] = b * cosines[i + half] + a * sines[i + half];
+    }
+}
+
+float dot(const float *a, const float *b, std::int64_t size) {
+    Lanes total = {};
+    for (std::int64_t i = 0; i < size; i += LANES) total += load(a + i) * load(b + i);
+    return sum(total);
+}
+
+// Adds a weighted sum of `count` values, `stride` apart, N lanes of each.
+template <int N> inline void weighted(const float *weights, std::int64_t count, const float *values, std::int64_t stride, Lanes (&sums)[N]) {
+    for (std::int64_t t = 0; t < count; t++)
+        for (int n = 0; n < N; n++) sums[n] += weights[t] * load(values + t * stride + n * LANES);
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Model {
+    std::int64_t layers, hidden, inner, queries, heads, size, vocabulary;
+    float epsilon, scale;
+    const Layer *layer;
+    const float *embedding, *last_norm;
+    Linear head;
+    const float *cosines, *sines;  // (longest, size)
+};
+
+struct Batch {
+    std::int64_t rows, threads;
+    const std::int64_t *token, *prompt_of_row, *prompt_length, *own_length;
+    const float *prompt_cache;  // (layers, 2, prompts, heads, prompt_room, size)
+    std::int64_t prompts, prompt_room;
+    float *own_cache;  // (layers, 2, rows, heads, own_room, size)
+    std::int64_t own_room;
+    float *scratch;  // scratch_floats of them
+    float *logits;  // (rows, vocabulary)
+};
+
+// Lengths of a thread's scores: a head's queries against all places, in whole lanes.
+static std::int64_t places(const Batch *batch) {
+    return (batch->prompt_room + batch->own_room + LANES - 1) / LANES * LANES;
+}
+
+static std::int64_t own_floats(const Model *model, const Batch *batch, std::int64_t blocks) {
+    return model->hidden * blocks * BLOCK + (model->queries / model->heads) * places(batch);
+}
+
+std::int64_t scratch_floats(const Model *model, const Batch *batch) {
+    const std::int64_t blocks = (batch->rows + BLOCK - 1) / BLOCK, width = blocks * BLOCK;
+    const std::int64_t projected = (model->queries + 2 * model->heads) * model->size;
+    return width * (model->hidden + projected + model->queries * model->size + model->inner) +
+           batch->threads * own_floats(model, batch, blocks);
+}
+
+void decode_step(const Model *model, const Batch *batch) {
+    const std::int64_t rows = batch->rows, blocks = (rows + BLOCK - 1) / BLOCK, width = blocks * BLOCK;
+    const std::int64_t hidden = model->hidden, inner = model->inner, size = model->size;
+    const std::int64_t heads = model->heads, repeats = model->queries / heads;
+    const std::int64_t asked = model->queries * size, held = heads * size, projected = asked + 2 * held;
+    float *x = batch->scratch, *qkv = x + width * hidden, *found = qkv + width * projected, *middle = found + width * asked;
+    float *own = middle + width * inner;
+    const std::int64_t row_of_places = places(batch);
+
+#pragma omp parallel num_threads(static_cast<int>(batch->threads))
+    {
+        float *h = own + omp_get_thread_num() * own_floats(model, batch, blocks), *scores = h + hidden * width;
+
+#pragma omp for schedule(static)
+        for (std::int64_t column = 0; column < width; column++) {
+            float *to = x + column / BLOCK * hidden * BLOCK + column % BLOCK;
+            const float *from = column < rows ? model->embedding + batch->token[column] * hidden : nullptr;
+            for (std::int64_t i = 0; i < hidden; i++) to[i * BLOCK] = from ? from[i] : 0.0f;
+            for (std::int64_t i = 0; column >= rows && i < asked; i++)  // what no row will write
+                found[column / BLOCK * asked * BLOCK + i * BLOCK + column % BLOCK] = 0.0f;
+        }
+        for (std::int64_t number = 0; number < model->layers; number++) {
+            const Layer &layer = model->layer[number];
+            normed(layer.before_attention, model->epsilon, hidden, blocks, x, h);
+            // (width, projected): a row's queries, keys and values side by side.
+            const auto into = [&](std::int64_t start) {
+                return [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+                    for (int column = 0; column < BLOCK; column++) {
+                        float *to = qkv + (block * BLOCK + column) * projected + start + first;
+                        for (int m = 0; m < count; m++) to[m] = sums[m][column / LANES][column % LANES];
+                    }
+                };
+            };
+            product(layer.q, asked, hidden, h, blocks, into(0));
+            product(layer.k, held, hidden, h, blocks, into(asked));
+            product(layer.v, held, hidden, h, blocks, into(asked + held));
+#pragma omp barrier
+
+            const float *prompt_keys = batch->prompt_cache + number * 2 * batch->prompts * heads * batch->prompt_room * size;
+            const float *prompt_values = prompt_keys + batch->prompts * heads * batch->prompt_room * size;
+            float *own_keys = batch->own_cache + number * 2 * rows * heads * batch->own_room * size;
+            float *own_values = own_keys + rows * heads * batch->own_room * size;
+#pragma omp for schedule(static)
+            for (std::int64_t task = 0; task < rows * heads; task++) {
+                const std::int64_t row = task / heads, head = task % heads, prompt = batch->prompt_of_row[row];
+                const std::int64_t before = batch->prompt_length[prompt], newest = batch->own_length[row];
+                const std::int64_t position = before + newest, seen = position + 1;
+                const float *cosines = model->cosines + position * size, *sines = model->sines + position * size;
+                float *q = qkv + row * projected + head * repeats * size;
+                float *k = qkv + row * projected + asked + head * size, *v = k + held;
+                normed_head(layer.k_norm, model->epsilon, size, k);
+                turned(cosines, sines, size, k);
+                float *keys = own_keys + (row * heads + head) * batch->own_room * size;
+                float *values = own_values + (row * heads + head) * batch->own_room * size;
+                std::memcpy(keys + newest * size, k, size * sizeof(float));
+                std::memcpy(values + newest * size, v, size * sizeof(float));
+                const float *first_keys = prompt_keys + (prompt * heads + head) * batch->prompt_room * size;
+                const float *first_values = prompt_values + (prompt * heads + head) * batch->prompt_room * size;
+                for (std::int64_t r = 0; r < repeats; r++) {
+                    float *query = q + r * size, *score = scores + r * row_of_places;
+                    normed_head(layer.q_norm, model->epsilon, size, query);
+                    turned(cosines, sines, size, query);
+                    for (std::int64_t i = 0; i < size; i += LANES) store(query + i, load(query + i) * model->scale);
+                    for (std::int64_t t = 0; t < before; t++) score[t] = dot(query, first_keys + t * size, size);
+                    for (std::int64_t t = 0; t <= newest; t++) score[before + t] = dot(query, keys + t * size, size);
+                    const float top = *std::max_element(score, score + seen);
+                    for (std::int64_t t = seen; t < (seen + LANES - 1) / LANES * LANES; t++) score[t] = -INFINITY;
+                    Lanes total = {};
+                    for (std::int64_t t = 0; t < seen; t += LANES) {
+                        const Lanes shifted = load(score + t) - top;
+                        const Lanes weight = exponential(shifted);
+                        store(score + t, weight);
+                        if (t + LANES <= seen)
+                            total += weight;
+                        else
+                            for (int lane = 0; lane < seen - t; lane++) total[lane] += weight[lane];
+                    }
+                    const float share = 1.0f / sum(total);
+                    float *to = found + row / BLOCK * asked * BLOCK + row % BLOCK + (head * repeats + r) * size * BLOCK;
+                    std::int64_t i = 0;
+                    const auto mix = [&](auto lanes) {
+                        constexpr int count = decltype(lanes)::value;
+                        Lanes mixed[count] = {};
+                        weighted<count>(score, before, first_values + i, size, mixed);
+                        weighted<count>(score + before, newest + 1, values + i, size, mixed);
+                        for (int n = 0; n < count; n++)
+                            for (int lane = 0; lane < LANES; lane++, i++) to[i * BLOCK] = mixed[n][lane] * share;
+                    };
+                    while (i + 4 * LANES <= size) mix(std::integral_constant<int, 4>{});
+                    while (i < size) mix(std::integral_constant<int, 1>{});
+                }
+            }
+            const auto added = [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+                float *to = x + (block * hidden + first) * BLOCK;
+                for (int m = 0; m < count; m++)
+                    for (int half = 0; half < 2; half++) {
+                        float *place = to + m * BLOCK + half * LANES;
+                        store(place, load(place) + sums[m][half]);
+                    }
+            };
+            product(layer.o, hidden, asked, found, blocks, added);
+#pragma omp barrier
+            normed(layer.before_mlp, model->epsilon, hidden, blocks, x, h);
+            // A thread's tiles of gate and up are the same ones, so it need not wait in between.
+            product(layer.gate, inner, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+                for (int m = 0; m < count; m++)
+                    for (int half = 0; half < 2; half++) {
+                        const Lanes g = sums[m][half];
+                        store(middle + (block * inner + first + m) * BLOCK + half * LANES, g / (1.0f + exponential(-g)));
+                    }
+            });
+            product(layer.up, inner, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+                for (int m = 0; m < count; m++)
+                    for (int half = 0; half < 2; half++) {
+                        float *place = middle + (block * inner + first + m) * BLOCK + half * LANES;
+                        store(place, load(place) * sums[m][half]);
+                    }
+            });
+#pragma omp barrier
+            product(layer.down, hidden, inner, middle, blocks, added);
+#pragma omp barrier
+        }
+        normed(model->last_norm, model->epsilon, hidden, blocks, x, h);
+        product(model->head, model->vocabulary, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+            for (int column = 0; column < BLOCK && block * BLOCK + column < rows; column++) {
+                float *to = batch->logits + (block * BLOCK + column) * model->vocabulary + first;
+                for (int m = 0; m < count; m++) to[m] = sums[m][column / LANES][column % LANES];
+            }
+        });
+    }
+}
+}

@@ -1,0 +1,169 @@
+"""The compiled decoding step against PyTorch's, in float64 where rounding would hide a mistake; and how it is built."""
+
+import os
+import stat
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from stages.rollout import compiled
+from stages.rollout.compiled import CompiledDecoder, NoCompiler
+from stages.rollout.lean import LeanDecoder, Prompts
+from stages.rollout.torch_engine import TorchRollout
+from stages.store.errors import UserError
+from tests.unit.test_lean import SHAPE, spread
+from tests.unit.test_lean import tokenizer as tokenizer  # noqa: PLC0414  a fixture
+
+pytestmark = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+
+# Rows of weights that are no multiple of 6, five queries on one head: nothing comes out even.
+ODD = SHAPE | {
+    "hidden_size": 85,
+    "intermediate_size": 301,
+    "head_dim": 40,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "vocab_size": 67,
+}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | {"hidden_size": 32})),
+    "biases": lambda: LlamaForCausalLM(LlamaConfig(**ODD, attention_bias=True, mlp_bias=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"hidden_size": 64}, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**ODD)),
+}
+PROMPTS = [(6, 20, 7, 21), (6, 20, 9, 10, 21, 11, 24), (3,)]
+
+
+def model_of(name):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for number, parameter in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 0.6 / parameter.shape[-1] ** 0.5 * 4 if parameter.dim() == 2 else 1 + noise / 3)
+    return model.eval()
+
+
+def decoded(decoder, rows, steps=5, threads=2):
+    """Logits of some steps of rows that began at different times, (steps, R, V), and the keys and values they left."""
+    before, dtype = torch.get_num_threads(), decoder.weight.dtype
+    try:
+        with torch.inference_mode():
+            torch.set_num_threads(1)  # PyTorch's own sums depend on it
+            cache, _ = decoder.prefill(PROMPTS)
+            torch.set_num_threads(threads)
+            of_row = torch.tensor([(row * 7 + row // 3) % 3 for row in rows])
+            prompts, own = Prompts(cache, torch.tensor(list(map(len, PROMPTS))), of_row), decoder.cache(len(rows), 12)
+            lengths = torch.tensor([row % 4 for row in rows])
+            for place, row in enumerate(rows):  # what the rows saw before, the same for a row wherever it sits
+                noise = torch.randn(own.both[:, :, 0, :, :4].shape, generator=torch.Generator().manual_seed(row))
+                own.both[:, :, place, :, : row % 4] = noise[..., : row % 4, :].to(dtype)
+            found = []
+            for step in range(steps):
+                tokens = torch.tensor([(row * 5 + step * 11) % 31 for row in rows])
+                found.append(decoder.step(tokens, prompts, own, lengths, int(lengths.max()) + 1))
+                lengths = lengths + 1
+            return torch.stack(found), own.both
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rows", [1, 16, 37])
+def test_a_step_is_as_near_to_float64_as_that_of_pytorch(name, rows):
+    exact = decoded(LeanDecoder(model_of(name).double(), 64), range(rows))
+    usual = decoded(LeanDecoder(model_of(name), 64), range(rows))
+    found = decoded(CompiledDecoder(model_of(name), 64), range(rows))
+    assert exact[0].std() > 0.3, "logits that say something"
+    for ours, theirs, right in zip(found, usual, exact, strict=True):  # logits; keys and values
+        assert (theirs - right).abs().max() < 1e-4
+        assert (ours - right).abs().max() < 3 * (theirs - right).abs().max()
+
+
+@pytest.mark.parametrize("name", ["biases", "qwen3"])
+def test_a_row_is_the_same_to_the_bit_whoever_flies_along_and_however_many_threads_there_are(name):
+    decoder = CompiledDecoder(model_of(name), 64)
+    together, _ = decoded(decoder, range(37))
+    torch.testing.assert_close(decoded(decoder, range(37), threads=1)[0], together, rtol=0, atol=0)
+    torch.testing.assert_close(decoded(decoder, range(37), threads=3)[0], together, rtol=0, atol=0)
+    alone, _ = decoded(decoder, [36])
+    torch.testing.assert_close(alone[:, 0], together[:, 36], rtol=0, atol=0)
+    some, _ = decoded(decoder, [20, 3])
+    torch.testing.assert_close(some, together[:, [20, 3]], rtol=0, atol=0)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish():
+    model = model_of("qwen3")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_norm.weight *= 60
+    found, usual = decoded(CompiledDecoder(model, 64), range(5))[0], decoded(LeanDecoder(model, 64), range(5))[0]
+    exact = decoded(LeanDecoder(model.double(), 64), range(5))[0]
+    assert (found - exact).abs().max() < 2 * (usual - exact).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(("change", "reason"), [("double", "float64"), ("half", "bfloat16"), ("heads", "6 numbers"), ("strided", "q_proj")])
+def test_what_it_leaves_to_pytorch(change, reason, tokenizer):
+    model = model_of("llama")
+    if change in ("double", "half"):
+        model = model.to(torch.float64 if change == "double" else torch.bfloat16)
+    elif change == "heads":
+        model = spread(LlamaForCausalLM(LlamaConfig(**SHAPE)))
+    else:
+        layer = model.model.layers[1].self_attn.q_proj
+        layer.weight = torch.nn.Parameter(layer.weight.detach().t().contiguous().t())
+    assert reason in compiled.unsupported(model)
+    assert type(TorchRollout(model, tokenizer)._decoder(8)) is LeanDecoder
+    with pytest.raises(UserError, match=reason):
+        TorchRollout(model, tokenizer, decoder="compiled")._decoder(8)
+
+
+def test_the_setting_says_which_decoder(tokenizer):
+    model = model_of("llama")
+    kinds = {name: type(TorchRollout(model, tokenizer, decoder=name)._decoder(8)) for name in ("auto", "compiled", "torch")}
+    assert kinds == {"auto": CompiledDecoder, "compiled": CompiledDecoder, "torch": LeanDecoder}
+
+
+def fresh_cache(monkeypatch, folder, script):
+    """An empty cache folder, and a compiler that is this script."""
+    file = folder / "compiler"
+    file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(file))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    compiled.library.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    compiled.library.cache_clear()
+
+
+def test_it_is_built_once_and_again_when_the_compiler_changes(tmp_path, monkeypatch):
+    real = compiled.compiler()
+    for version in (1, 1, 2):
+        script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = --version ] && echo {version} && exit\nexec {real} "$@"'
+        fresh_cache(monkeypatch, tmp_path, script)
+        compiled.library()
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    assert len([call for call in calls if "-o" in call]) == 2
+    assert len(list((tmp_path / "cache" / "r1-pipeline").glob("*.so"))) == 2
+
+
+def test_a_compiler_that_fails_is_told_of_in_one_line_and_sampling_goes_on(tmp_path, monkeypatch, tokenizer):
+    fresh_cache(monkeypatch, tmp_path, '[ "$1" = --version ] && exit\necho "no such header" >&2\nexit 3')
+    model = model_of("llama")
+    with pytest.raises(NoCompiler, match="status 3: no such header"):
+        compiled.library()
+    with pytest.warns(UserWarning, match="not compiled, so sampling is slower: .*no such header; install one"):
+        assert type(TorchRollout(model, tokenizer)._decoder(8)) is LeanDecoder
+    with pytest.raises(UserError, match="cannot be compiled: .*no such header"):
+        TorchRollout(model, tokenizer, decoder="compiled")._decoder(8)
+    monkeypatch.setenv("CXX", os.devnull)
+    compiled.library.cache_clear()
+    with pytest.raises(NoCompiler, match="no C\\+\\+ compiler"):
+        compiled.library()
+
+
