@@ -31,6 +31,9 @@ GRACE_SECONDS = 20.0
 """A Prefect worker kills 30 s after it asked; a checkpoint has to be whole before."""
 MARK_VARIABLE = "R1_ATTEMPT"
 """In the environment of every process of a stage: the attempt's folder, by which all of its tree is found."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+"""A thread that waits spins for a moment, then sleeps. Sleeping at once made PyTorch's decoding 1.3 times as slow on an idle
+machine (SmolLM2-135M, two threads); spinning on makes a busy one 2 to 3 times as slow."""
 _POLL_SECONDS = 0.3
 _STATUS = {
     "done": ExitStatus.DONE,
@@ -120,10 +123,7 @@ def _environment(compute: Compute) -> dict[str, str]:
         PARENT_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # A thread that waits spins for a moment, then sleeps. Sleeping at once makes sampling 1.3 times as slow on an idle
-        # machine (SmolLM2-135M, two threads); spinning on makes a busy one 2 to 3 times as slow.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000"),
+        **{name: os.environ.get(name, value) for name, value in WAITING.items()},
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",

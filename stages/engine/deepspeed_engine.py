@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stages.engine import ranks
 from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
-from stages.engine.settings import Optimizer, deepspeed_settings
+from stages.engine.settings import Training, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
 from stages.store.clock import clock
@@ -32,7 +32,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 class Engine:
     """A model under DeepSpeed."""
 
-    def __init__(self, scorer: Scorer, optimizer: Optimizer, zero: str, device: str) -> None:
+    def __init__(self, scorer: Scorer, optimizer: Training, zero: str, device: str) -> None:
         """Hand `scorer` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file)."""
         ranks.join(device)
         self.settings = optimizer
@@ -40,6 +40,8 @@ class Engine:
         scorer.model.config.use_cache = False  # type: ignore[union-attr]
         # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
         scorer.to(self.device).eval()
+        if optimizer.gradient_checkpointing:
+            scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
@@ -120,12 +122,13 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=None):
             yield self.model
 
-    def sampling_model(self) -> Any:
-        """A model with the current weights that can sample. Under ZeRO-3 a copy, refreshed once per call.
+    def sampling_model(self, *, apart: bool = False) -> Any:
+        """A model with the current weights that can sample. Under ZeRO-3, or `apart`, a copy, refreshed once per call.
 
         Sampling takes hundreds of forward passes, and ranks need not make equally many: with sharded weights that would hang.
+        apart: updates must not reach it.
         """
-        if self.zero_stage < 3:
+        if self.zero_stage < 3 and not apart:
             return self.model
         with clock.span("weights"):
             if self._copy is None:

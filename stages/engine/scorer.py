@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.engine.attention import NAME
 from stages.engine.packed import Packed
@@ -45,6 +46,18 @@ class Scorer(nn.Module):
         # A pad id may be a real token (SmolLM2: `<|im_end|>`). Nothing here is masked by id, so its row learns like any other;
         # with padding_idx set, its gradient would be dropped in silence.
         model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
+        self._recomputed: list[nn.Module] = []
+
+    def recompute(self) -> None:
+        """Compute every layer again in the backward pass instead of keeping what is in it.
+
+        Raises UserError for a model whose layers transformers cannot recompute.
+        """
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        except ValueError as error:
+            raise UserError(str(error), where="gradient_checkpointing", mend="set it to false") from error
+        self._recomputed = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def hidden(self, packed: Packed) -> Tensor:
         """(N, hidden) the decoder's output at the token before each predicted one.
@@ -58,6 +71,9 @@ class Scorer(nn.Module):
                 mend="make it smaller",
             )
         decoder = self.model.get_decoder()  # type: ignore[operator]
+        for layer in self._recomputed:
+            # transformers asks the layer itself whether it is in training; dropout, further down, stays off.
+            layer.training = torch.is_grad_enabled()
         output = decoder(
             input_ids=packed.tokens[None],
             position_ids=packed.positions[None],

@@ -89,6 +89,8 @@ class Training(Optimizer):
     """`STAGE@STEP`: start from that stage's checkpoint, optimizer and all, instead of from the beginning: more steps, or other
     settings from a step on. Steps are counted on from there, so `steps` must be larger. The checkpoint must still be there: of
     a finished stage the last two are, and those of `checkpoints.keep_every`."""
+    gradient_checkpointing: Annotated[bool, EXECUTION] = False
+    """Keep each layer's input alone and compute the layer again for its gradient: less memory, a fourth more arithmetic."""
 
 
 class Checkpoints(Config):

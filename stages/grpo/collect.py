@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from stages.engine import ranks
@@ -14,6 +15,13 @@ from stages.rewards.score import Rewards, score
 from stages.rollout.groups import sample_groups
 from stages.rollout.protocol import Rollout, Sampling
 from stages.store.clock import clock
+
+Span = Callable[[str], AbstractContextManager[None]]
+
+
+def untimed(_: str) -> AbstractContextManager[None]:
+    """A span that nobody counts."""
+    return nullcontext()
 
 
 @dataclass
@@ -40,17 +48,26 @@ class Scene:
         so they may decode unequally long. The random numbers of an answer depend on (seed, purpose, step, question, sample
         number) alone.
         """
-        mine = list(problems[self.rank :: self.world_size])
         engine = rollout or self.rollout()
+        groups = self.share(problems, samples, purpose, step, engine, clock.span)
+        if rollout is None:
+            self.rest()
+        return self.together(groups, len(problems))
+
+    def share(
+        self, problems: Sequence[Problem], samples: int, purpose: str, step: int, engine: Rollout, span: Span = untimed
+    ) -> list[Group]:
+        """The scored groups of this rank. Ranks do not meet, so a thread may do it; `span` then names nothing."""
         key, judged = f"{self.seed}-{purpose}-{step}", list[Future[None]]()
         with ThreadPoolExecutor(1) as judge:
 
             def judge_soon(group: Group) -> None:
                 judged.append(judge.submit(score, self.rewards, group.episodes, max_tokens=self.sampling.max_tokens, key=key))
 
-            with clock.span("sample"):
-                groups = (
-                    sample_groups(
+            groups: list[Group] = []
+            if mine := list(problems[self.rank :: self.world_size]):
+                with span("sample"):
+                    groups = sample_groups(
                         engine,
                         mine,
                         self.template,
@@ -61,16 +78,15 @@ class Scene:
                         step=step,
                         on_group=judge_soon,
                     )
-                    if mine
-                    else []
-                )
-            if rollout is None:
-                self.rest()
-            with clock.span("score"):
+            with span("score"):
                 for verdicts in judged:
                     verdicts.result()
+        return groups
+
+    def together(self, groups: list[Group], count: int) -> list[Group]:
+        """All `count` groups of all ranks' shares, in the order of their problems."""
         shares = ranks.gather(groups)
-        return [shares[index % self.world_size][index // self.world_size] for index in range(len(problems))]
+        return [shares[index % self.world_size][index // self.world_size] for index in range(count)]
 
 
 @dataclass

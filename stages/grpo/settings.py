@@ -85,6 +85,9 @@ class GRPO(Training):
     max_resamples: int = Field(default=0, ge=0)
     """Dynamic sampling (DAPO, arXiv 2503.14476): groups whose rewards are all equal are left out and other problems drawn in
     their place, at most so many times a step; then the step makes do with what it has. 0: every group stays."""
+    one_step_off: bool = False
+    """Sample the next rollout with the policy of before, while it is updated. Off-policy by one step; the default of
+    `importance_cap` is then 2, which corrects for it. It pays where the sampler has a processor of its own (vLLM)."""
     ratio: RatioName = "token"
     """ρ of each token, of the sequence (the geometric mean over an answer), or the product over the whole answer."""
     aggregation: AggregationName = "sample_mean"
@@ -97,7 +100,7 @@ class GRPO(Training):
     clip_dual: float | None = Field(default=None, gt=1)
     """c of dual-clip PPO (arXiv 1912.09729: 3): bounds the loss of answers worse than their group; null: none."""
     importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance weights min(π_trainer/π_sampler, cap) where the sampler computes otherwise than the trainer (the
+    """Truncated importance weights min(π_trainer/π_sampler, cap) where the sampler is not the trainer's own policy of now (the
     field: 2); null: none."""
     kl: float = Field(default=0.001, ge=0)
     """β: weight of the KL of policy and reference (R1-Zero: 0.001). At 0 no reference model is kept."""
@@ -135,7 +138,9 @@ class GRPO(Training):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_algorithm(cls, given: Any) -> Any:
-        return with_defaults(given) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        return with_defaults({"importance_cap": 2.0, **given} if given.get("one_step_off") else given)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -148,6 +153,8 @@ class GRPO(Training):
             raise ValueError(f"samples must be at least 2: {self.algorithm} compares the answers of a group")
         if self.samples == 1 and self.max_resamples:
             raise ValueError("max_resamples needs groups: one answer to a problem (`samples: 1`) is always like itself")
+        if self.one_step_off and self.max_resamples:
+            raise ValueError("one_step_off samples while ranks are busy otherwise: set `max_resamples: 0`")
         if self.critic.pretrain and self.critic.model == "shared":
             raise ValueError("critic.pretrain wants `critic.model: own`: training a shared one alone would change the policy")
         if self.critic.pretrain >= self.steps:

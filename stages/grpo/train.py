@@ -14,6 +14,7 @@ from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.profile import traced
+from stages.grpo.ahead import Ahead
 from stages.grpo.collect import Collected, Scene, collect
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
 from stages.grpo.policy_rollout import PolicyRollout
@@ -51,9 +52,7 @@ class Trainer:
         config = self.config
         self.reference, self.critic = reference, critic
         self.scene = Scene(
-            rollout=lambda: TorchRollout(
-                self.policy.sampling_model(), self.tokenizer, config.rollout.tokens, config.rollout.decoder
-            ),
+            rollout=self._own_model,
             template=config.template,
             sampling=config.sampling,
             rewards=config.rewards,
@@ -64,6 +63,7 @@ class Trainer:
         if follower is not None:
             self.scene.rollout, self.scene.rest = follower.fresh, follower.rest
         self.sampler = ProblemSampler(problems, config.questions, config.seed)
+        self.ahead = Ahead(self.scene, self.sampler, config.questions, config.samples) if config.one_step_off else None
         self.held_out = list(held_out[: config.evaluation.problems])
         self.selection = Selection()
         self.tokens = 0
@@ -75,6 +75,10 @@ class Trainer:
         self.best_digest = ""
         """Of the model kept as the best, on rank 0."""
         self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
+
+    def _own_model(self) -> TorchRollout:
+        model = self.policy.sampling_model(apart=self.config.one_step_off)
+        return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.
@@ -99,7 +103,7 @@ class Trainer:
             metrics |= _times(clock.lap(), collected)
             if journal:
                 with clock.span("tracking"):
-                    write_groups(folder.rollouts / f"step-{step:06d}.parquet", collected.drawn)
+                    write_groups(self._record(step), collected.drawn)
                     journal.append(step, config.steps, metrics)
             stop = ranks.any_rank(self.context.stop.requested)
             if last or stop or step % config.checkpoints.every == 0:
@@ -109,6 +113,8 @@ class Trainer:
                 self.checkpoints.finish()
                 raise Interrupted
         self.checkpoints.finish()
+        if self.ahead is not None:
+            self.ahead.end()
         self.publish()
         return Result(
             metrics={
@@ -126,15 +132,7 @@ class Trainer:
         pretrain = step < (first := config.critic.pretrain)
         # The policy's schedule begins with its own first step.
         lr = config.lr_at(step if pretrain else step - first, config.steps - first)
-        collected = collect(
-            self.scene,
-            self.sampler,
-            self.position,
-            questions=config.questions,
-            samples=config.samples,
-            step=step,
-            max_resamples=config.max_resamples,
-        )
+        collected = self._collect(step)
         self.position = collected.position
         prepared = prepare(
             collected.groups,
@@ -161,8 +159,26 @@ class Trainer:
             "train/updates": float(sum(s.tokens > 0 for s in stats)),
             **self._rollout_metrics(collected),
         }
-        self.mismatched += metrics.get("train/mismatch_kl", 0.0) > config.mismatch_alarm
+        if self.ahead is None:  # there the policies differ, and are meant to
+            self.mismatched += metrics.get("train/mismatch_kl", 0.0) > config.mismatch_alarm
         return collected, metrics
+
+    def _collect(self, step: int) -> Collected:
+        config = self.config
+        if self.ahead is None:
+            return collect(
+                self.scene,
+                self.sampler,
+                self.position,
+                questions=config.questions,
+                samples=config.samples,
+                step=step,
+                max_resamples=config.max_resamples,
+            )
+        collected = self.ahead.take(step, self.position)
+        if step + 1 < config.steps:
+            self.ahead.begin(step + 1, collected.position)
+        return collected
 
     def _rollout_metrics(self, collected: Collected) -> dict[str, float]:
         episodes = [episode for group in collected.drawn for episode in group.episodes]
@@ -173,6 +189,8 @@ class Trainer:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Sample the held-out problems, always with the same random numbers; keep the model when it is the best so far."""
+        if self.ahead is not None:
+            self.ahead.complete()  # one engine samples for both
         found = held_out_metrics(self.scene.sample(self.held_out, self.config.evaluation.samples, "held_out", 0))
         if self.selection.see(step, found["eval/reward"], self.config.collapse) and self.config.select == "best":
             self._keep(self._best_folder(step))
@@ -197,10 +215,18 @@ class Trainer:
             self.selection = Selection.restored(state["selection"])
             self.tokens, self.mismatched = state["tokens"], state["mismatched"]
             self.best_digest = state["best_digest"]
-        return stored.steps_done(self.config.steps, continued=continued), None if continued else stored.journal
+        step = stored.steps_done(self.config.steps, continued=continued)
+        if self.ahead is not None and not continued and state.get("ahead") is not None:
+            self.ahead.restore(self._record(step + 1), state["ahead"])
+        return step, None if continued else stored.journal
+
+    def _record(self, step: int) -> Path:
+        """The answers that step `step`, from 1, was trained on."""
+        return self.context.folder.rollouts / f"step-{step:06d}.parquet"
 
     def checkpoint(self, step: int) -> None:
         """Begin a checkpoint of `step` finished steps; kept models that no checkpoint names any more are removed."""
+        ahead = self.ahead.save(self._record(step + 1), main=self.context.main) if self.ahead is not None else None
         if self.context.main:
             named = {self.selection.best_step} | {s["selection"]["best_step"] for s in states(self.context.folder.checkpoints)}
             for old in self.best.glob("step-*"):
@@ -212,6 +238,7 @@ class Trainer:
             "position": self.position,
             "mismatched": self.mismatched,
             "best_digest": self.best_digest,
+            "ahead": ahead,
         }
         parts = {"policy": self.policy.state()}
         if self.critic:
@@ -249,6 +276,10 @@ class Trainer:
 
     def _remarks(self, step: int) -> list[str]:
         found = []
+        if self.ahead is not None:
+            cap = self.config.importance_cap
+            corrected = "not corrected" if cap is None else f"importance weights truncated at {cap:g}"
+            found.append(f"off-policy by one step (one_step_off; {corrected})")
         if self.selection.stop(self.config.collapse):
             best = f"step {self.selection.best_step} (reward {self.selection.best_reward:.3f})"
             found.append(f"stopped at step {step}: the policy collapsed; its best was {best}")

@@ -14,6 +14,9 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -36,7 +39,17 @@ struct Layer {
 
 inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
 inline void store(float *to, Lanes what) { *reinterpret_cast<Lanes *>(to) = what; }
-inline Lanes all(float value) { return Lanes{} + value; }
+inline Lanes all(float value) { return Lanes{value, value, value, value, value, value, value, value}; }
+
+// a × b + c. Said by hand where it can be: left to the compiler, it fuses in one place and not in another, and a row's numbers
+// would depend on its place.
+inline Lanes fused(Lanes a, Lanes b, Lanes c) {
+#ifdef __FMA__
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 inline float sum(Lanes v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
@@ -47,53 +60,47 @@ inline Lanes exponential(Lanes x) {
     x = x < all(-87.0f) ? all(-87.0f) : x;
     x = x > all(88.0f) ? all(88.0f) : x;
     const Lanes magic = all(12582912.0f);  // 1.5 × 2^23: adding it rounds to a whole number
-    const Lanes n = (x * all(1.44269504088896341f) + magic) - magic;
-    const Lanes r = (x - n * all(0.693359375f)) - n * all(-2.12194440e-4f);
+    const Lanes n = fused(x, all(1.44269504088896341f), magic) - magic;
+    const Lanes r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));  // less n ln 2, in two parts
     Lanes p = all(1.0f / 5040);
-    p = p * r + all(1.0f / 720);
-    p = p * r + all(1.0f / 120);
-    p = p * r + all(1.0f / 24);
-    p = p * r + all(1.0f / 6);
-    p = p * r + all(0.5f);
-    p = p * r + all(1.0f);
-    p = p * r + all(1.0f);
+    for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fused(p, r, all(factor));
     const Whole bits = (__builtin_convertvector(n, Whole) + 127) << 23;
     Lanes power;
     std::memcpy(&power, &bits, sizeof power);
     return p * power;
 }
 
-// Sums of M rows of the weights against 16 rows of the batch, in parts of DEPTH so that rounding does not grow with the width.
-template <int M> inline void tile(const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
+// Sums of M rows of the weights against 8 × H rows of the batch, in parts of DEPTH so that rounding does not grow with the width.
+template <int M, int H> inline void tile(const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
     for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = Lanes{};
     for (std::int64_t start = 0; start < width; start += DEPTH) {
         const std::int64_t end = std::min<std::int64_t>(start + DEPTH, width);
-        Lanes part[M][2] = {};
+        Lanes low[M] = {}, high[M] = {};
         for (std::int64_t i = start; i < end; i++) {
             const Lanes a = load(x + i * BLOCK), b = load(x + i * BLOCK + LANES);
             if (i % 16 == 0)  // the next panel lies right behind this one
                 for (int m = 0; m < M; m++) __builtin_prefetch(weight + (m + PANEL) * width + i, 0, 2);
             for (int m = 0; m < M; m++) {
-                const float w = weight[m * width + i];
-                part[m][0] += w * a;
-                part[m][1] += w * b;
+                const Lanes w = all(weight[m * width + i]);
+                low[m] = fused(w, a, low[m]);
+                if constexpr (H == 2) high[m] = fused(w, b, high[m]);
             }
         }
         for (int m = 0; m < M; m++) {
-            sums[m][0] += part[m][0];
-            sums[m][1] += part[m][1];
+            sums[m][0] += low[m];
+            sums[m][1] += high[m];
         }
     }
 }
 
-inline void tile(int rows, const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
+template <int H> inline void tile(int rows, const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
     switch (rows) {
-    case 6: return tile<6>(weight, width, x, sums);
-    case 5: return tile<5>(weight, width, x, sums);
-    case 4: return tile<4>(weight, width, x, sums);
-    case 3: return tile<3>(weight, width, x, sums);
-    case 2: return tile<2>(weight, width, x, sums);
-    default: return tile<1>(weight, width, x, sums);
+    case 6: return tile<6, H>(weight, width, x, sums);
+    case 5: return tile<5, H>(weight, width, x, sums);
+    case 4: return tile<4, H>(weight, width, x, sums);
+    case 3: return tile<3, H>(weight, width, x, sums);
+    case 2: return tile<2, H>(weight, width, x, sums);
+    default: return tile<1, H>(weight, width, x, sums);
     }
 }
 
@@ -107,7 +114,8 @@ inline void add_bias(const float *bias, std::int64_t first, int rows, Lanes (&su
 
 // Calls take(first row of weights, rows, block, sums) for every tile of a product. To be called by all threads of the region.
 template <class Take>
-void product(Linear linear, std::int64_t out, std::int64_t in, const float *x, std::int64_t blocks, Take take) {
+void product(Linear linear, std::int64_t out, std::int64_t in, const float *x, std::int64_t batch_rows, Take take) {
+    const std::int64_t blocks = (batch_rows + BLOCK - 1) / BLOCK;
     const std::int64_t panels = (out + PANEL - 1) / PANEL;
     const std::int64_t together = blocks == 1 ? 1 : 4;  // panels that stay near while the blocks pass by
     const std::int64_t groups = (panels + together - 1) / together;
@@ -118,7 +126,10 @@ void product(Linear linear, std::int64_t out, std::int64_t in, const float *x, s
                 const std::int64_t first = panel * PANEL;
                 const int rows = static_cast<int>(std::min<std::int64_t>(PANEL, out - first));
                 Lanes sums[PANEL][2];
-                tile(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
+                if (batch_rows - block * BLOCK <= LANES)  // half of a block is enough
+                    tile<1>(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
+                else
+                    tile<2>(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
                 add_bias(linear.bias, first, rows, sums);
                 take(first, rows, block, sums);
             }
@@ -173,14 +184,14 @@ void turned(const float *cosines, const float *sines, std::int64_t size, float *
 
 float dot(const float *a, const float *b, std::int64_t size) {
     Lanes total = {};
-    for (std::int64_t i = 0; i < size; i += LANES) total += load(a + i) * load(b + i);
+    for (std::int64_t i = 0; i < size; i += LANES) total = fused(load(a + i), load(b + i), total);
     return sum(total);
 }
 
 // Adds a weighted sum of `count` values, `stride` apart, N lanes of each.
 template <int N> inline void weighted(const float *weights, std::int64_t count, const float *values, std::int64_t stride, Lanes (&sums)[N]) {
     for (std::int64_t t = 0; t < count; t++)
-        for (int n = 0; n < N; n++) sums[n] += weights[t] * load(values + t * stride + n * LANES);
+        for (int n = 0; n < N; n++) sums[n] = fused(all(weights[t]), load(values + t * stride + n * LANES), sums[n]);
 }
 
 }  // namespace
@@ -256,9 +267,9 @@ void decode_step(const Model *model, const Batch *batch) {
                     }
                 };
             };
-            product(layer.q, asked, hidden, h, blocks, into(0));
-            product(layer.k, held, hidden, h, blocks, into(asked));
-            product(layer.v, held, hidden, h, blocks, into(asked + held));
+            product(layer.q, asked, hidden, h, rows, into(0));
+            product(layer.k, held, hidden, h, rows, into(asked));
+            product(layer.v, held, hidden, h, rows, into(asked + held));
 #pragma omp barrier
 
             const float *prompt_keys = batch->prompt_cache + number * 2 * batch->prompts * heads * batch->prompt_room * size;
@@ -323,18 +334,18 @@ void decode_step(const Model *model, const Batch *batch) {
                         store(place, load(place) + sums[m][half]);
                     }
             };
-            product(layer.o, hidden, asked, found, blocks, added);
+            product(layer.o, hidden, asked, found, rows, added);
 #pragma omp barrier
             normed(layer.before_mlp, model->epsilon, hidden, blocks, x, h);
             // A thread's tiles of gate and up are the same ones, so it need not wait in between.
-            product(layer.gate, inner, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+            product(layer.gate, inner, hidden, h, rows, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
                 for (int m = 0; m < count; m++)
                     for (int half = 0; half < 2; half++) {
                         const Lanes g = sums[m][half];
                         store(middle + (block * inner + first + m) * BLOCK + half * LANES, g / (1.0f + exponential(-g)));
                     }
             });
-            product(layer.up, inner, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+            product(layer.up, inner, hidden, h, rows, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
                 for (int m = 0; m < count; m++)
                     for (int half = 0; half < 2; half++) {
                         float *place = middle + (block * inner + first + m) * BLOCK + half * LANES;
@@ -342,11 +353,11 @@ void decode_step(const Model *model, const Batch *batch) {
                     }
             });
 #pragma omp barrier
-            product(layer.down, hidden, inner, middle, blocks, added);
+            product(layer.down, hidden, inner, middle, rows, added);
 #pragma omp barrier
         }
         normed(model->last_norm, model->epsilon, hidden, blocks, x, h);
-        product(model->head, model->vocabulary, hidden, h, blocks, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
+        product(model->head, model->vocabulary, hidden, h, rows, [=](std::int64_t first, int count, std::int64_t block, Lanes(&sums)[PANEL][2]) {
             for (int column = 0; column < BLOCK && block * BLOCK + column < rows; column++) {
                 float *to = batch->logits + (block * BLOCK + column) * model->vocabulary + first;
                 for (int m = 0; m < count; m++) to[m] = sums[m][column / LANES][column % LANES];

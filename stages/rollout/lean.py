@@ -83,6 +83,9 @@ class Prompts:
 class LeanDecoder:
     """Prefills prompts and decodes rows of a supported model of H heads, K of them with keys and values, d numbers each."""
 
+    memory = staticmethod(torch.zeros)
+    """What a cache is made of."""
+
     def __init__(self, model: Any, longest: int) -> None:
         """`longest`: most tokens that a text may come to have."""
         config = model.config
@@ -101,9 +104,9 @@ class LeanDecoder:
         self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)  # (longest, d)
 
     def cache(self, texts: int, tokens: int) -> Cache:
-        """Zeros for so many texts of so many tokens."""
+        """Room for so many texts of so many tokens: zeros, for what is hidden counts 0 times, and 0 times no number is none."""
         shape = (len(self.layers), 2, texts, self.heads, tokens, self.size)
-        return Cache(torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device))
+        return Cache(self.memory(shape, dtype=self.weight.dtype, device=self.weight.device))
 
     # --- prompts: (n, C, features), as transformers has it ---
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from stages.store.config import EXECUTION, Config
 
-
 Decoder = Literal["auto", "compiled", "torch"]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.launch import WAITING
+
 ROOT = Path(__file__).resolve().parents[2]
 
 Turn = dict[str, Any]
@@ -58,8 +60,7 @@ class Spec:
             **os.environ,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "GOMP_SPINCOUNT": "5000",
+            **WAITING,
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "DO_NOT_TRACK": "1",

@@ -91,11 +91,12 @@ OVERRIDES = {
         "stages.zero.max_resamples=2",
         "stages.zero.reference_every=4",
     ],
+    "ahead": [*RL, "stages.zero.one_step_off=true"],
     "base": [f"stages.base.steps={STEPS}", "stages.base.checkpoints.every=3"],
 }
 
 
-@pytest.mark.parametrize("case", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "base"))])
+@pytest.mark.parametrize("case", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "ahead", "base"))])
 def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, case: str) -> None:
     name = "base" if case == "base" else "zero"
     inputs = {"policy": base} if name == "zero" else {}
@@ -137,7 +138,10 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
     digests = [json.loads((folder / "manifest.json").read_text())["digest"] for folder in (cut, whole)]
     assert digests[0] == digests[1]
 
-    if case == "base":
+    if case == "ahead":  # two rollouts of the first policy, then one step behind
+        assert "off-policy by one step" in (whole / "manifest.json").read_text()
+        assert lines[0].metrics["train/mismatch_kl"] < 1e-6 < max(line.metrics["train/mismatch_kl"] for line in lines[1:])
+    if case in ("base", "ahead"):
         return
     # Going on from a checkpoint of it, as another stage with the same settings, takes the same steps.
     newest = max(step for step in steps(whole / "checkpoints") if step < STEPS)

@@ -392,3 +392,29 @@ def test_value_scorers_leave_the_log_probabilities_alone():
     assert torch.equal(plain(packed)[0], both(packed)[0])
     (values,) = ValueScorer(tiny_llama())(packed)
     assert values.tolist() == [0.0, 0.0, 0.0]  # a fresh head says nothing
+
+
+@pytest.mark.parametrize("made", [TokenScorer, TokenValueScorer])
+def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less(made):
+    settings = {"algorithm": "ppo", "critic": {"model": "shared"}} if made is TokenValueScorer else {}
+    found = {}
+    for again in (False, True):
+        policy = Engine(made(tiny_llama().float()), GRPO(gradient_checkpointing=again), "zero0", "cpu")
+        kept, gradients = [], {}
+
+        def keep(lr, policy=policy, gradients=gradients):
+            gradients.update((name, p.grad.clone()) for name, p in policy.engine.module.named_parameters())
+            return 0.0
+
+        policy.step = keep
+        policy.model.eval()  # as sampling does between two updates
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            run = GRPO(**settings)
+            for batch in prepared(policy, run).minibatches:
+                update(policy, batch, run, lr=1e-3, temperature=1.0)
+        found[again] = gradients, sum(kept)
+    (plain, much), (again, little) = found[False], found[True]
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-9)
+    assert little < much / 2
