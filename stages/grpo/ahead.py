@@ -69,7 +69,7 @@ class Ahead:
 
     def restore(self, record: Path, position: int) -> None:
         """Take the rollout that `save` put there. Raises UserError when it is not what was written."""
-        groups = ranks.gather(read_groups(record) if ranks.number() == 0 else None)[0]
+        groups = ranks.gather(read_groups(record) if ranks.number() == 0 else [])[0]
         self._position, self._collected = position, Collected(groups, groups, position)
 
     def end(self) -> None:

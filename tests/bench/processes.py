@@ -11,7 +11,7 @@ def processes(bench: Bench) -> dict[str, Any]:
     options = {
         "model": str(bench.model),
         "problems": str(bench.problems),
-        "questions": 2,
+        "questions": bench.size(4, 2),
         "samples": bench.size(8, 4),
         "tokens": bench.size(64, 8),
         "forced": True,
