@@ -140,18 +140,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
 
     joined: by log-sum-exps (CPU), else with a mask.
     """
-    queries, keys, values = (_Spread.apply(x, layout) for x in (query, key, value))
-    work, found, start = _joined if joined else _masked, [], 0
+    # Split at once: the gradient of a slice is a whole array of zeros for each.
+    sizes = [size for family in layout.families for size in family.sizes]
+    parts = iter(zip(*(_Spread.apply(x, layout).split(sizes) for x in (query, key, value)), strict=True))
+    work, found = _joined if joined else _masked, []
     for family in layout.families:
-        middle = start + family.sizes[0]
-        end = middle + family.sizes[1]
-        q, k, v = (x[start:middle].unflatten(0, (family.prompts, -1)).transpose(1, 2) for x in (queries, keys, values))
+        q, k, v = (x.unflatten(0, (family.prompts, -1)).transpose(1, 2) for x in next(parts))
         found.append(_causal(q, k, v, scale).transpose(1, 2).flatten(0, 1))
+        answers = next(parts)
         if family.answers:
-            shape = (family.prompts, family.answers, -1)
-            own_q, own_k, own_v = (x[middle:end].unflatten(0, shape) for x in (queries, keys, values))
+            own_q, own_k, own_v = (x.unflatten(0, (family.prompts, family.answers, -1)) for x in answers)
             found.append(work(own_q, own_k, own_v, k, v, scale).flatten(0, 2))
-        start = end
     result: Tensor = _Collect.apply(torch.cat(found), layout)
     return result
 

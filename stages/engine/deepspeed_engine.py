@@ -64,6 +64,9 @@ class Engine:
             dist_init_required=False,
         )
         self.world_size, self.rank = ranks.size(), ranks.number()
+        if self.world_size == 1 and self.zero_stage == 0:
+            # Alone it would still copy all gradients into one array and back.
+            self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
 
     @property

@@ -4,7 +4,6 @@ It departs from the paper in three ways: the default clip is the field's (0.2, n
 held-out reward instead of being the last, and training stops when that reward collapses.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +15,7 @@ from stages.engine.deepspeed_engine import Engine
 from stages.engine.profile import traced
 from stages.grpo.ahead import Ahead
 from stages.grpo.collect import Collected, Scene, collect
+from stages.grpo.kept import Kept
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
 from stages.grpo.policy_rollout import PolicyRollout
 from stages.grpo.prepare import prepare
@@ -27,8 +27,7 @@ from stages.problems.episode import Problem
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
-from stages.store.errors import Interrupted, UserError
-from stages.store.files import digest_path, remove, whole_folder
+from stages.store.errors import Interrupted
 from stages.store.stage import Result, StageContext
 from stages.tracking.journal import Journal
 
@@ -71,14 +70,15 @@ class Trainer:
         """Where the sampler stands."""
         self.mismatched = 0
         """Steps whose sampler and trainer differed by more than the alarm."""
-        self.best = context.folder.path / "best"
-        self.best_digest = ""
-        """Of the model kept as the best, on rank 0."""
+        self.kept = Kept(context.folder.path, self._save, main=context.main)
         self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
 
     def _own_model(self) -> TorchRollout:
         model = self.policy.sampling_model(apart=self.config.one_step_off)
         return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+
+    def _save(self, folder: Path, main: bool) -> None:
+        self.policy.save_model(folder, self.tokenizer, main=main)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.
@@ -115,7 +115,8 @@ class Trainer:
         self.checkpoints.finish()
         if self.ahead is not None:
             self.ahead.end()
-        self.publish()
+        chosen = self.selection.best_step if config.select == "best" else 0
+        self.kept.publish(chosen or None, folder.output("model"))
         return Result(
             metrics={
                 "steps": float(step),
@@ -193,9 +194,7 @@ class Trainer:
             self.ahead.complete()  # one engine samples for both
         found = held_out_metrics(self.scene.sample(self.held_out, self.config.evaluation.samples, "held_out", 0))
         if self.selection.see(step, found["eval/reward"], self.config.collapse) and self.config.select == "best":
-            self._keep(self._best_folder(step))
-            if self.context.main:
-                self.best_digest = digest_path(self._best_folder(step))
+            self.kept.keep(step)
         return found
 
     def restore(self) -> tuple[int, Path | None]:
@@ -214,7 +213,7 @@ class Trainer:
         if not continued:  # the choice among its own evaluations is another stage's own
             self.selection = Selection.restored(state["selection"])
             self.tokens, self.mismatched = state["tokens"], state["mismatched"]
-            self.best_digest = state["best_digest"]
+            self.kept.digest = state["best_digest"]
         step = stored.steps_done(self.config.steps, continued=continued)
         if self.ahead is not None and not continued and state.get("ahead") is not None:
             self.ahead.restore(self._record(step + 1), state["ahead"])
@@ -227,17 +226,14 @@ class Trainer:
     def checkpoint(self, step: int) -> None:
         """Begin a checkpoint of `step` finished steps; kept models that no checkpoint names any more are removed."""
         ahead = self.ahead.save(self._record(step + 1), main=self.context.main) if self.ahead is not None else None
-        if self.context.main:
-            named = {self.selection.best_step} | {s["selection"]["best_step"] for s in states(self.context.folder.checkpoints)}
-            for old in self.best.glob("step-*"):
-                if int(old.name.removeprefix("step-")) not in named:
-                    remove(old)
+        named = {self.selection.best_step} | {s["selection"]["best_step"] for s in states(self.context.folder.checkpoints)}
+        self.kept.forget_but(named)
         state = {
             "selection": self.selection.state(),
             "tokens": self.tokens,
             "position": self.position,
             "mismatched": self.mismatched,
-            "best_digest": self.best_digest,
+            "best_digest": self.kept.digest,
             "ahead": ahead,
         }
         parts = {"policy": self.policy.state()}
@@ -246,33 +242,6 @@ class Trainer:
         if self.reference and (weights := self.reference.state(main=self.context.main)):
             parts["reference"] = weights
         self.checkpoints.begin(step, state, parts)
-
-    def publish(self) -> None:
-        """Make the chosen model the stage's output."""
-        output, best = self.context.folder.output("model"), self._best_folder(self.selection.best_step)
-        if self.config.select == "last" or not self.selection.best_step:
-            self._keep(output)
-        elif self.context.main and best.exists() and digest_path(best) == self.best_digest:
-            with whole_folder(output) as temporary:
-                shutil.copytree(best, temporary, dirs_exist_ok=True)
-        elif self.context.main and not (output.exists() and digest_path(output) == self.best_digest):
-            # An attempt that was killed before its manifest may have published it already, and nothing else is believed.
-            what = f"the model kept at step {self.selection.best_step} is gone, or not what was written"
-            raise UserError(what, where=str(best), mend="compute the stage again with --fresh")
-        if self.context.main:
-            shutil.rmtree(self.best, ignore_errors=True)
-        ranks.barrier()
-
-    def _best_folder(self, step: int) -> Path:
-        return self.best / f"step-{step:06d}"
-
-    def _keep(self, folder: Path) -> None:
-        """Write the current model into `folder`, whole."""
-        if not self.context.main:
-            self.policy.save_model(folder, self.tokenizer, main=False)
-            return
-        with whole_folder(folder) as temporary:
-            self.policy.save_model(temporary, self.tokenizer, main=True)
 
     def _remarks(self, step: int) -> list[str]:
         found = []

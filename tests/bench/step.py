@@ -27,10 +27,10 @@ def step_inner(bench: Bench) -> dict[str, Any]:
 
 
 def step_toy(bench: Bench) -> dict[str, Any]:
-    """The quickstart's step, whose answers end by themselves: compared per token."""
-    sizes = {"questions": bench.size(16, 4), "samples": bench.size(16, 4), "tokens": bench.size(48, 12)}
-    place = {"model": str(bench.toy), "problems": str(bench.toy_problems)}
-    return _compare(bench, "step-toy", {**place, **sizes, "forced": False, "steps": bench.size(3, 1)})
+    """The quickstart's step with its sizes and micro-batches, whose answers end by themselves: compared per token."""
+    sizes = {"questions": bench.size(16, 4), "samples": bench.size(16, 4), "tokens": bench.size(64, 12)}
+    place, packing = {"model": str(bench.toy), "problems": str(bench.toy_problems)}, {"micro_tokens": 4096}
+    return _compare(bench, "step-toy", {**place, **sizes, "forced": False, "steps": bench.size(3, 1), "packing": packing})
 
 
 def _language(bench: Bench, name: str, tokens: int, checkpointing: list[str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
     from stages.engine import ranks
     from tests.bench.ours import Stepper
 
-    taken = {key: options[key] for key in ("questions", "samples", "tokens", "forced", "minibatches", "kl") if key in options}
+    known = ("questions", "samples", "tokens", "forced", "minibatches", "kl", "packing")
+    taken = {key: options[key] for key in known if key in options}
     asked = questions(options["problems"], options["questions"] * ROUNDS_AHEAD)
     stepper = Stepper(options["model"], asked, **taken)
     turns.gather = ranks.gather
