@@ -29,20 +29,20 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Family:
-    """Texts worked on together: S prompts of C tokens, each with G answers of at most L tokens.
+    """Texts worked on together: S prompts of C tokens, each with equally many answers, in blocks of like length.
 
-    Texts that share nothing have G = 0: each is a prompt of at most C tokens.
+    Texts that share nothing have no answers: each is a prompt of at most C tokens.
     """
 
     prompts: int
     prompt_length: int
-    answers: int
-    answer_length: int
+    blocks: tuple[tuple[int, int], ...] = ()
+    """Of each block how many answers a prompt has there, G, and how many tokens the longest has, L."""
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Places of its prompts and of its answers."""
-        return self.prompts * self.prompt_length, self.prompts * self.answers * self.answer_length
+    def sizes(self) -> list[int]:
+        """Places of its prompts, and of the answers of each block."""
+        return [self.prompts * self.prompt_length, *(self.prompts * count * length for count, length in self.blocks)]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Layout:
     """Where T packed tokens stand among P places; places behind the end of a shorter text are empty."""
 
     families: list[Family]
-    """Each has its prompts' places, then its answers'."""
+    """Each has its prompts' places, then those of its answers, block by block."""
     token: Tensor
     """(P,) the token at each place; 0 where it is empty."""
     place: Tensor
@@ -147,9 +147,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     for family in layout.families:
         q, k, v = (x.unflatten(0, (family.prompts, -1)).transpose(1, 2) for x in next(parts))
         found.append(_causal(q, k, v, scale).transpose(1, 2).flatten(0, 1))
-        answers = next(parts)
-        if family.answers:
-            own_q, own_k, own_v = (x.unflatten(0, (family.prompts, family.answers, -1)) for x in answers)
+        for count, _ in family.blocks:
+            own_q, own_k, own_v = (x.unflatten(0, (family.prompts, count, -1)) for x in next(parts))
             found.append(work(own_q, own_k, own_v, k, v, scale).flatten(0, 2))
     result: Tensor = _Collect.apply(torch.cat(found), layout)
     return result

@@ -16,6 +16,9 @@ from stages.engine.attention import Family, Layout
 FILLED = 0.75
 """Texts that share nothing are worked on together where the shortest has at least this share of the longest's tokens."""
 
+ANSWERS_FILLED = 0.5
+"""The same of answers to one prompt: more blocks of less filling are more calls."""
+
 
 @dataclass
 class Text:
@@ -121,20 +124,33 @@ def _layout(groups: Sequence[_Group], tokens: int) -> Layout:
     families: list[Family] = []
     places: list[int] = []  # -1: empty
     for some in _of_like_length(alone):
-        families.append(Family(len(some), len(some[0]), 0, 0))
+        families.append(Family(len(some), len(some[0])))
         for text in some:
             places += [*text, *[-1] * (len(some[0]) - len(text))]
-    for (length, count), some_groups in shared.items():
-        longest = max(len(answer) for group in some_groups for answer in group.answers)
-        families.append(Family(len(some_groups), length, count, longest))
+    for (length, _), some_groups in shared.items():
+        answers = [sorted(group.answers, key=len, reverse=True) for group in some_groups]
         places += [token for group in some_groups for token in group.prompt]
-        for answer in (answer for group in some_groups for answer in group.answers):
-            places += [*answer, *[-1] * (longest - len(answer))]
+        blocks = []
+        for start, end, longest in _blocks(answers):
+            blocks.append((end - start, longest))
+            for answer in (answer for group in answers for answer in group[start:end]):
+                places += [*answer, *[-1] * (longest - len(answer))]
+        families.append(Family(len(some_groups), length, tuple(blocks)))
     token = torch.tensor(places)
     filled = (token >= 0).nonzero().flatten()
     place = torch.empty(tokens, dtype=torch.long)
     place[token[filled]] = filled
     return Layout(families, token.clamp(min=0), place, (token < 0).nonzero().flatten())
+
+
+def _blocks(answers: Sequence[Sequence[range]]) -> Iterator[tuple[int, int, int]]:
+    """Where to cut equally many answers to each prompt, each prompt's longest first: start, end, tokens of the longest."""
+    longest = [max(map(len, some)) for some in zip(*answers, strict=True)]
+    start = 0
+    for end in range(1, len(longest) + 1):
+        if end == len(longest) or longest[end] < ANSWERS_FILLED * longest[start]:
+            yield start, end, longest[start]
+            start = end
 
 
 def _of_like_length(texts: list[list[int]]) -> Iterator[list[list[int]]]:

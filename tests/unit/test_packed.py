@@ -192,15 +192,26 @@ def test_a_prompt_stands_once_for_its_answers_and_the_last_token_is_not_computed
     assert packed.predictor.tolist() == [1, 2, 3, 1, 4]
     assert packed.owner.tolist() == [3, 3, 3, 8, 8]
     # A prompt of two with two answers of at most two: the second answer has an empty place at its end.
-    assert packed.layout.families == [Family(1, 2, 2, 2)]
+    assert packed.layout.families == [Family(1, 2, ((2, 2),))]
     assert packed.layout.token.tolist() == [0, 1, 2, 3, 4, 0]
     assert packed.layout.place.tolist() == [0, 1, 2, 3, 4]
     assert packed.layout.empty.tolist() == [5]
 
 
+def test_answers_of_unlike_length_stand_in_blocks_of_their_own():
+    # Two prompts of one token; computed tokens of their answers: 8, 1, 4, 2 and 3, 6, 2, 1.
+    some = [Text([p], [7] * (n + 1)) for p, lengths in ((5, (8, 1, 4, 2)), (6, (3, 6, 2, 1))) for n in lengths]
+    layout = pack(some, range(8)).layout
+    # By rank the longest are 8, 4, 2, 1: 4 is half of 8 and stays with it, 2 is not, and takes 1 along.
+    assert layout.families == [Family(2, 1, ((2, 8), (2, 2)))]
+    assert layout.families[0].sizes == [2, 2 * 2 * 8, 2 * 2 * 2]
+    assert len(layout.token) == 2 + 32 + 8
+    assert len(layout.place) + len(layout.empty) == len(layout.token)
+
+
 def test_texts_alone_stand_with_those_of_like_length():
     packed = pack([Text([5], [7] * 9), Text([6], [9] * 3), Text([8], [9] * 8)], range(3))
-    assert packed.layout.families == [Family(2, 9, 0, 0), Family(1, 3, 0, 0)]
+    assert packed.layout.families == [Family(2, 9), Family(1, 3)]
     assert packed.size == 9 + 3 + 8
     assert packed.layout.empty.tolist() == [17]
 

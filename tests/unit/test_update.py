@@ -379,7 +379,7 @@ def test_sampler_and_trainer_agree_and_the_alarm_sees_what_is_broken(sampled, mo
 
         def together(_groups, tokens):
             line = torch.arange(tokens)
-            return Layout([Family(1, tokens, 0, 0)], line, line, line[:0])
+            return Layout([Family(1, tokens)], line, line, line[:0])
 
         broken.setattr(packed_module, "_layout", together)
         _, kl = mismatch(sampled, minibatches=minibatches)
