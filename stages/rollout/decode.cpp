@@ -14,7 +14,7 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
-#ifdef __FMA__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -182,10 +182,31 @@ void turned(const float *cosines, const float *sines, std::int64_t size, float *
     }
 }
 
-float dot(const float *a, const float *b, std::int64_t size) {
-    Lanes total = {};
-    for (std::int64_t i = 0; i < size; i += LANES) total = fused(load(a + i), load(b + i), total);
-    return sum(total);
+// A query against `count` keys that lie one behind the other; four at once, for the sum over lanes is what costs.
+void scored(const float *query, const float *keys, std::int64_t count, std::int64_t size, float *scores) {
+    std::int64_t t = 0;
+    for (; t + 4 <= count; t += 4) {
+        const float *key = keys + t * size;
+        Lanes a = {}, b = {}, c = {}, d = {};
+        for (std::int64_t i = 0; i < size; i += LANES) {
+            const Lanes q = load(query + i);
+            a = fused(q, load(key + i), a);
+            b = fused(q, load(key + size + i), b);
+            c = fused(q, load(key + 2 * size + i), c);
+            d = fused(q, load(key + 3 * size + i), d);
+        }
+#ifdef __AVX__
+        const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        _mm_storeu_ps(scores + t, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#else
+        scores[t] = sum(a), scores[t + 1] = sum(b), scores[t + 2] = sum(c), scores[t + 3] = sum(d);
+#endif
+    }
+    for (; t < count; t++) {
+        Lanes total = {};
+        for (std::int64_t i = 0; i < size; i += LANES) total = fused(load(query + i), load(keys + t * size + i), total);
+        scores[t] = sum(total);
+    }
 }
 
 // Adds a weighted sum of `count` values, `stride` apart, N lanes of each.
@@ -297,8 +318,8 @@ void decode_step(const Model *model, const Batch *batch) {
                     normed_head(layer.q_norm, model->epsilon, size, query);
                     turned(cosines, sines, size, query);
                     for (std::int64_t i = 0; i < size; i += LANES) store(query + i, load(query + i) * model->scale);
-                    for (std::int64_t t = 0; t < before; t++) score[t] = dot(query, first_keys + t * size, size);
-                    for (std::int64_t t = 0; t <= newest; t++) score[before + t] = dot(query, keys + t * size, size);
+                    scored(query, first_keys, before, size, score);
+                    scored(query, keys, newest + 1, size, score + before);
                     const float top = *std::max_element(score, score + seen);
                     for (std::int64_t t = seen; t < (seen + LANES - 1) / LANES * LANES; t++) score[t] = -INFINITY;
                     Lanes total = {};
