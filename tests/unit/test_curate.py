@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 
-from stages import curate
+from stages.curation import sampled
 from stages.curate import KIND, CurateConfig
 from stages.problems.toy import ToySource, toy_problems
 from stages.rollout.protocol import Completion
@@ -41,7 +41,7 @@ class Scripted:
 @pytest.fixture
 def rollout(monkeypatch):
     scripted = Scripted()
-    monkeypatch.setattr(curate, "_opened", lambda context: nullcontext(scripted))
+    monkeypatch.setattr(sampled, "opened", lambda context: nullcontext(scripted))
     return scripted
 
 
