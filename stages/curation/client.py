@@ -5,7 +5,9 @@ Every answer is in the ledger before it counts, so a stage that ends in the midd
 
 import asyncio
 import email.utils
+import functools
 import random
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +66,7 @@ class Client:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = httpx.Timeout(self._endpoint.timeout_s, pool=None)
         limits = httpx.Limits(max_connections=self._endpoint.concurrency)
-        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as http:
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_certificates()) as http:
             try:
                 while waiting or bounds:
                     while waiting and len(bounds) < self._endpoint.concurrency and self._affords(waiting[-1][1], bounds):
@@ -192,6 +194,12 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes longer than a short answer."""
+    return httpx.create_ssl_context()
 
 
 def _retry_after(response: httpx.Response) -> float | None:

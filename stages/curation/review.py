@@ -84,7 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     for row in read_rows(path):
         where = f"{path}: line {row.number}"
         identity, verdict = row.values.get("id"), row.values.get("verdict")
-        if row.fault or not isinstance(identity, str) or not isinstance(verdict, str | None):
+        if row.fault or "verdict" not in row.values or not isinstance(identity, str) or not isinstance(verdict, str | None):
             what = row.fault or "no text in the columns `id` and `verdict`"
             raise UserError(what, where=where, mend=f"the columns, with commas between them, are {', '.join(COLUMNS)}")
         yield row.number, identity.strip(), (verdict or "").strip().lower()
