@@ -46,7 +46,8 @@ def test_a_review_stops_the_run_and_resume_goes_on_with_what_was_accepted(runs: 
     (line,) = (line for line in stopped.stderr.splitlines() if line.startswith("r1: "))
     found = re.fullmatch(
         r"r1: stage `cold_start_data`: (.*review\.csv): (\d+) of \2 answers wait for a verdict; "
-        r"write `accept` or `reject` into the column `verdict` of every row of this file, then go on with `r1 (resume reviewed-\d+-1 --runs .*)`",
+        r"write `accept` or `reject` into the column `verdict` of every row of this file, "
+        r"then go on with `r1 (resume reviewed-\d+-1 --runs .*)`",
         line,
     )
     assert found, line
