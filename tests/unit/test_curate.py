@@ -258,6 +258,26 @@ def test_every_sampled_answer_is_accounted_for_once(tmp_path_factory, given_, du
     assert answers["correct"] + answers["format"] == wrong
 
 
+@pytest.mark.parametrize(
+    ("filters", "name", "passes"),
+    [
+        ({"max_length": 43}, "length", {"plain"}),
+        ({"min_length": 56}, "length", {"paragraphs", "code"}),
+        ({"longest_paragraph": 14}, "paragraph", {"plain", "code"}),
+        ({"longest_paragraph": 15}, "paragraph", {"plain", "code", "paragraphs"}),
+        ({"code_blocks": False}, "code", {"plain", "paragraphs"}),
+    ],
+)
+def test_filters_that_are_asked_for(tmp_path, monkeypatch, filters, name, passes):
+    # Whole answers of 43, 56 and 56 characters; paragraphs of at most 10, 15 and 11.
+    thoughts = {"plain": "1+1=2,2+2=", "paragraphs": "1+1=2\n \n1+2=3 1+3=4 1+4", "code": "```\n1+1\n```\n\n1+2=3 1+3="}
+    texts = {q: [f"{t}</think><answer>{a}</answer>" for t in thoughts.values()] for q, a in list(ANSWERS.items())[:1]}
+    result, _ = run_on(tmp_path, monkeypatch, texts, filters=filters, count=1, samples=3, per_problem=3, choose="first")
+    assert {list(thoughts)[row["sample"]] for row in dataset(tmp_path)} == passes
+    assert result.notes["answers"][name] == 3 - len(passes)
+    assert dataset(tmp_path)[0]["filters"] == ["finished", "correct", "format", "thinking", "language", "repetition", name]
+
+
 def test_worked_examples_come_before_the_question_and_stay_out_of_the_dataset(tmp_path, monkeypatch):
     (tmp_path / "few.jsonl").write_text(
         "".join(json.dumps({"question": q, "thinking": "slowly", "answer": "6"}) + "\n" for q in [*list(ANSWERS)[:1], "2*3"])
@@ -390,6 +410,13 @@ def test_a_rewriting_cut_at_its_limit_is_no_answer(tmp_path, rollout, server):
     assert sum(answers.values()) == 32
 
 
+def test_a_rewriting_that_spoils_everything_leaves_nothing_to_review(tmp_path, rollout, server):
+    server.answer = lambda body: "no"
+    with pytest.raises(UserError, match=rf"no answer of 32 passes .* {len(SOLVED)} × rewritten/correct"):
+        KIND.run(context(tmp_path, **rewriting(server), review="required"))
+    assert not (tmp_path / "review").exists()
+
+
 def test_a_summary_is_judged_by_its_box(tmp_path, rollout, server):
     def summed(body):
         question = body["messages"][1]["content"].split("\n")[1]
@@ -498,13 +525,13 @@ def test_what_a_spreadsheet_would_compute_or_cut_is_harmless(tmp_path, monkeypat
     long = "1 " * 100_000
     texts = {
         question: [f"{long}</think><answer>{answer}</answer>", f"=1+1 {n}</think><answer>{answer}</answer>"]
-        for n, (question, answer) in enumerate(ANSWERS.items())
+        for n, (question, answer) in enumerate(list(ANSWERS.items())[:2])
     }
     fields = {"samples": 2, "review": "required", "template": {"name": "question"}, "choose": "first", "per_problem": 2}
-    fields |= {"filters": {"max_repeats": 10**6}}
+    fields |= {"filters": {"max_repeats": 10**6}, "count": 2}
     for question in texts:
         texts[question] = [f"\t<think>{text}" for text in texts[question]]
-    with pytest.raises(UserError, match="16 of 16"):
+    with pytest.raises(UserError, match="4 of 4"):
         run_on(tmp_path, monkeypatch, texts, **fields)
     csv.field_size_limit(10**9)
     rows = fill(tmp_path / "review" / "review.csv", lambda row: "accept")
