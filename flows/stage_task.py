@@ -4,7 +4,7 @@ Prefect's own caches look at task source and arguments; the truth here is the ma
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from flows.record import RunRecord
 from stages.kinds import stage_kind
 from stages.recipe import ResolvedRecipe
 from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
-from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.errors import RESUME, ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.files import digest_path, read_json, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.locks import hold
@@ -168,7 +168,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) ->
     try:
         outcome = launch(folder, config.compute, on_line=work.progress.line)
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
-        manifest = _believe(name, folder, record, outcome)
+        manifest = _believe(name, folder, record, _named(outcome, work))
         ending = "FINISHED"
     finally:
         status = {"FINISHED": "done", "FAILED": "failed", "KILLED": "interrupted"}[ending]
@@ -178,6 +178,13 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) ->
         tracked.finish(ending, manifest)
         work.record.stage(name, mlflow_run_id=tracked.run_id or None)
     return manifest
+
+
+def _named(outcome: Outcome, work: Work) -> Outcome:
+    """With the run's name where the stage could only say how to go on."""
+    runs = "" if work.runs.path == Path("runs").absolute() else f" --runs {work.runs.path}"
+    message = outcome.message.replace(RESUME, f"r1 resume {work.record.name}{runs}")
+    return replace(outcome, message=message)
 
 
 def _believe(name: str, folder: StageFolder, record: StageRecord, outcome: Outcome) -> Manifest:

@@ -1,199 +1,200 @@
-"""Cold-start data: sample a model, keep what is correct and readable, one answer per problem (DeepSeek-R1, section 2.3.1).
+"""Cold-start data and rejection sampling: sample a model, keep what is correct and readable (DeepSeek-R1, section 2.3).
 
-The paper samples R1-Zero at temperature 1, keeps answers that are correct and readable (repetition and language-mix filters)
-and has them rewritten into a first-person style; the rewriting is left out here, so the data stay the model's own words.
-Rejection sampling from a later model (section 2.3.3) is the same stage with another `sampler`.
+The paper samples R1-Zero at temperature 1, keeps answers that are correct and readable (repetition and language-mix filters),
+has them rewritten into a first-person style, and people check the result. All of it is here; what a recipe does not ask for
+(worked examples, near-duplicates, rewriting, review) is left out, so by default the data stay the model's own words. Rejection
+sampling from a later model (section 2.3.3) is the same stage with another `sampler`.
 """
 
 from collections import Counter
-from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
-from pydantic import Field
-
-from stages.problems.episode import Episode, Group, Problem
-from stages.problems.sources import ProblemSource, load_problem_set
+from stages.curation.choose import CHOSEN, DUPLICATE, SURPLUS, Selection
+from stages.curation.dataset import DatasetWriter, Kept, Rows, dataset_writer
+from stages.curation.duplicates import Finder
+from stages.curation.few_shot import load_examples
+from stages.curation.review import read_verdicts, review_id, review_needed, review_path, write_review
+from stages.curation.rewrite import REFUSED, Rewriting
+from stages.curation.sampled import Sampled
+from stages.curation.settings import CurateConfig
+from stages.problems.sources import load_problem_set
 from stages.problems.templates import Template
-from stages.rewards.filters import FILTERS, Filters, first_failure
-from stages.rewards.score import Rewards, score
-from stages.rollout.protocol import Rollout, Sampling
-from stages.rollout.settings import RolloutSettings
-from stages.store.config import EXECUTION, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
-from stages.tracking.journal import Journal, read
 
-
-class CurateConfig(StageConfig):
-    """Which model answers which problems, and what is kept."""
-
-    kind: Literal["curate"]
-    """This kind."""
-    sampler: ModelRef
-    """The stage whose model is sampled: R1-Zero for cold-start data."""
-    problems: ProblemSource
-    """Where the problems come from."""
-    count: int | None = Field(default=None, ge=1)
-    """How many problems of the source, from its start; all by default."""
-    samples: int = Field(default=4, ge=1)
-    """Answers sampled per problem."""
-    template: Template = Template()
-    """How a question becomes a prompt; the dataset's prompts have this form."""
-    sampling: Sampling = Sampling()
-    """How answers are sampled (the paper: temperature 1)."""
-    rewards: Rewards = Rewards()
-    """How answers are judged: verifier, format, target language. The weights do not matter here."""
-    filters: Filters = Filters()
-    """What makes an answer readable."""
-    rollout: RolloutSettings = RolloutSettings()
-    """Which engine samples."""
-    choose: Literal["shortest", "first"] = "shortest"
-    """Which of a problem's good answers is kept: the one of fewest tokens, or the first sampled."""
-    chunk: Annotated[int, EXECUTION] = Field(default=32, ge=1)
-    """Problems sampled at once; a stopped stage goes on after its last finished chunk."""
+KEPT, REJECTED, REWRITTEN = "kept", "rejected", "rewritten"
+__all__ = ["KIND", "CurateConfig", "run"]
 
 
 def run(context: StageContext[CurateConfig]) -> Result:
-    """Sample chunk by chunk, then choose and write the dataset.
+    """Sample chunk by chunk, choose, have the chosen rewritten and reviewed where that is asked for, and write the dataset.
 
-    Raises UserError when no answer passes the filters.
+    Raises UserError when nothing is left, and while verdicts of a review are missing.
     """
     config = context.config
+    template = _template(config)
+    if config.rewrite is not None:
+        config.rewrite.endpoint.key()  # before anything is sampled
     source = load_problem_set(config.problems, "problems")
-    groups = _sampled(context, source.problems[: config.count])
-    failed: Counter[str] = Counter()
-    kept = []
-    for group in groups:
-        failures = [first_failure(e, config.filters, config.rewards) for e in group.episodes]
-        failed.update(name for name in failures if name is not None)
-        if good := [e for e, name in zip(group.episodes, failures, strict=True) if name is None]:
-            kept.append(min(good, key=lambda e: (_cost(e, config), e.sample)))
-    total = sum(len(group.episodes) for group in groups)
-    counts = {name: failed[name] for name in FILTERS}
-    if not kept:
-        shown = ", ".join(f"{number} × {name}" for name, number in counts.items() if number)
-        what = f"no answer of {total} passes the filters (failed: {shown})"
-        raise UserError(what, where="filters", mend="train the sampler longer, take more problems, or loosen the filters")
-    tokens = sum(len(e.completion_ids) for group in groups for e in group.episodes)
-    metrics = {
-        "problems": float(len(groups)),
-        "sampled": float(total),
-        "kept": float(len(kept)),
-        "kept_share": len(kept) / len(groups),
-        "correct_share": sum(e.scored.verdict == "right" for g in groups for e in g.episodes) / total,
-        "passed_share": 1 - sum(failed.values()) / total,
-        "mean_kept_tokens": sum(len(e.completion_ids) for e in kept) / len(kept),
-    }
-    report = {**metrics, "failed_first": counts, "problems_refused": source.refused}
+    asked = {example.question for example in template.examples}
+    problems = [p for p in source.problems[: config.count] if config.few_shot is None or p.question not in asked]
+    sampled = Sampled(context, problems, template, passes=1 if config.rewrite is None else 2)
+    sampled.sample()
+    selection = Selection()
+    finder = None if config.duplicates is None else Finder(config.duplicates, context.folder.rollouts)
+    selection.choose(sampled, config, finder, context.stop.check)
+    chosen = _Chosen(context, sampled, selection)
+    chosen.rewrite()
+    chosen.send_out()
     with whole_folder(context.folder.output("dataset")) as folder:
-        _write(folder / "train.parquet", kept, config, context.input_digests["sampler"])
+        with dataset_writer(folder / "train.parquet", Rows(config, config.template, context.input_digests)) as writer:
+            chosen.write(writer)
+        chosen.demand_some()
+        report = _report(selection, chosen, config) | {"problems_refused": source.refused}
         write_json(folder / "report.json", report)
-    return Result(metrics=metrics, notes={"failed_first": counts}, remarks=source.remarks("problems"), tokens=tokens)
+    metrics = {name: value for name, value in report.items() if isinstance(value, float)}
+    notes = {"failed_first": report["failed_first"], "answers": _ordered(chosen.fates, config)}
+    remarks = source.remarks("problems")
+    if left_out := len(source.problems[: config.count]) - len(problems):
+        remarks.append(f"few_shot: {left_out} problems are worked examples and were left out")
+    return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=selection.tokens)
 
 
-def _sampled(context: StageContext[CurateConfig], problems: list[Problem]) -> list[Group]:
-    """Every problem's scored answers; chunks that are already on disk are read instead of sampled."""
-    config = context.config
-    chunks = [problems[start : start + config.chunk] for start in range(0, len(problems), config.chunk)]
-    finished = 0
-    while finished < len(chunks) and _read_chunk(context, finished, chunks[finished]) is not None:
-        finished += 1
-    # The last of them may lack its line: the answers are written first.
-    told = min(finished, max((line.step for line in read(context.folder.journal)), default=0))
-    journal = Journal(context.folder.journal, keep_through=told)
-    rollout: Rollout | None = None
-    groups: list[Group] = []
-    with ExitStack() as stack:
-        for number, chunk in enumerate(chunks):
-            found = _read_chunk(context, number, chunk)
-            if found is None:
-                context.stop.check()
-                rollout = rollout or stack.enter_context(_opened(context))
-                found = _sample_chunk(context, rollout, number, chunk)
-            groups.extend(found)
-            if number + 1 > told:
-                journal.append(number + 1, len(chunks), _chunk_metrics(found, config))
-    return groups
+def _template(config: CurateConfig) -> Template:
+    """The template that is sampled with: the worked examples of the file come after the recipe's own."""
+    if config.few_shot is None:
+        return config.template
+    return config.template.model_copy(update={"examples": (*config.template.examples, *load_examples(config.few_shot))})
 
 
-def _opened(context: StageContext[CurateConfig]) -> AbstractContextManager[Rollout]:
-    from stages.rollout.engines import open_rollout
+class _Chosen:
+    """The chosen answers, chunk by chunk: as they were sampled, or as they were rewritten."""
 
-    config = context.config
-    return open_rollout(config.rollout, context.inputs["sampler"], config.compute.device, context.folder.path / "vllm.log")
+    def __init__(self, context: StageContext[CurateConfig], sampled: Sampled, selection: Selection) -> None:
+        config = context.config
+        self._config, self._sampled, self._places, self._stop = config, sampled, selection.places, context.stop
+        self.fates: Counter[str] = Counter(selection.fates)
+        """What became of every sampled answer; it is complete once the dataset is written."""
+        self.problems_kept = 0
+        """How many problems have an answer in the dataset."""
+        self._review = review_path(context.folder.path / "review", config.review_file)
+        self._rewriting = None
+        if config.rewrite is not None:
+            self._rewriting = Rewriting(config.rewrite, context.folder, context.stop, config.filters, config.rewards)
+
+    def _kept(self, number: int) -> list[tuple[Kept, str | None]]:
+        """The chosen answers of a chunk, each with what it fails once it is rewritten, if it is."""
+        groups = self._sampled.groups(number)
+        episodes = [groups[group].episodes[place] for group, place in self._places[number]]
+        if self._rewriting is None:
+            return [(Kept(episode), None) for episode in episodes]
+        return [(Kept(r.episode, r.model), r.failure) for r in self._rewriting.rewrite(episodes)]
+
+    def _all(self) -> Iterator[Kept]:
+        for number in range(len(self._places)):
+            self._stop.check()
+            yield from (kept for kept, failure in self._kept(number) if failure is None)
+
+    def rewrite(self) -> None:
+        """Have every chunk rewritten and judged."""
+        if self._rewriting is None:
+            return
+        for number in range(len(self._places)):
+            self._stop.check()
+            failures = [failure for _, failure in self._kept(number)]
+            self.fates.update(f"{REWRITTEN}/{failure}" for failure in failures if failure is not None)
+            self.fates[CHOSEN] -= sum(failure is not None for failure in failures)
+            good = sum(failure is None for failure in failures)
+            metrics = {"curate/rewritten": float(len(failures)), "curate/rewritten_right": float(good)}
+            self._sampled.tell(len(self._places) + number + 1, metrics)
+
+    def send_out(self) -> None:
+        """Write the review's file, if a review is asked for and there is none yet.
+
+        Raises UserError, which says what to do, when it was written.
+        """
+        if self._config.review == "none" or self._review.exists():
+            return
+        self.demand_some(CHOSEN)
+        rows = (
+            {
+                "id": _id(kept),
+                "problem_id": kept.episode.problem.id,
+                "question": kept.episode.problem.question,
+                "reference": kept.episode.problem.answer,
+                "answer": kept.episode.text,
+            }
+            for kept in self._all()
+        )
+        count = write_review(self._review, rows)
+        raise review_needed(self._review, count, count)
+
+    def write(self, writer: DatasetWriter) -> None:
+        """Write what is kept in the end.
+
+        Raises UserError while verdicts are missing.
+        """
+        verdicts = None if self._config.review == "none" else read_verdicts(self._review)
+        seen: set[str] = set()
+        missing, last = 0, None
+        for kept in self._all():
+            verdict: bool | None = True
+            if verdicts is not None:
+                seen.add(_id(kept))
+                verdict = verdicts.get(_id(kept))
+                missing += verdict is None
+            if verdict is True:
+                writer.add(kept)
+                self.problems_kept += kept.episode.problem.id != last
+                last = kept.episode.problem.id
+            self.fates[KEPT if verdict else REJECTED] += 1
+        del self.fates[CHOSEN]
+        if strange := sorted((verdicts or {}).keys() - seen):
+            what = f"there is no answer with the id `{strange[0]}`"
+            raise UserError(what, where=str(self._review), mend="put the ids back as they were written")
+        if missing:
+            raise review_needed(self._review, missing, len(seen))
+
+    def demand_some(self, fate: str = KEPT) -> None:
+        """Raises UserError when no answer has come so far."""
+        if self.fates[fate]:
+            return
+        fates = {name: number for name, number in self.fates.items() if number and name not in (CHOSEN, KEPT)}
+        shown = ", ".join(f"{number} × {name}" for name, number in _ordered(Counter(fates), self._config).items() if number)
+        what = f"no answer of {sum(fates.values())} passes the filters (failed: {shown})"
+        raise UserError(what, where="filters", mend="train the sampler longer, take more problems, or loosen the filters")
 
 
-def _sample_chunk(context: StageContext[CurateConfig], rollout: Rollout, number: int, problems: list[Problem]) -> list[Group]:
-    from stages.rollout.groups import sample_groups
-    from stages.rollout.records import write_groups
-
-    config = context.config
-    # The step is always 0: an answer depends on its problem and number, not on how the problems were cut into chunks.
-    groups = sample_groups(
-        rollout, problems, config.template, config.sampling, config.samples, seed=config.seed, purpose="curate", step=0
-    )
-    episodes = [episode for group in groups for episode in group.episodes]
-    score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
-    write_groups(_chunk_path(context, number), groups)
-    return groups
+def _id(kept: Kept) -> str:
+    return review_id(kept.episode.problem.id, kept.episode.sample, kept.episode.text)
 
 
-def _chunk_path(context: StageContext[CurateConfig], number: int) -> Path:
-    return context.folder.rollouts / f"chunk-{number:05d}.parquet"
+def _ordered(fates: Counter[str], config: CurateConfig) -> dict[str, int]:
+    """How many answers had each fate that the recipe makes possible; they add up to what was sampled."""
+    names = [*config.filters.names, *([DUPLICATE] if config.duplicates else []), SURPLUS]
+    if config.rewrite is not None:
+        names += [f"{REWRITTEN}/{name}" for name in (REFUSED, *config.filters.names)]
+    return {name: fates[name] for name in [*names, *([REJECTED] if config.review == "required" else []), KEPT]}
 
 
-def _read_chunk(context: StageContext[CurateConfig], number: int, problems: list[Problem]) -> list[Group] | None:
-    """A finished chunk, or None; one that was cut otherwise (`chunk` was changed in between) is not taken."""
-    from stages.rollout.records import read_groups
-
-    path = _chunk_path(context, number)
-    if not path.exists():
-        return None
-    groups = read_groups(path)
-    return groups if [group.problem for group in groups] == problems else None
-
-
-def _chunk_metrics(groups: list[Group], config: CurateConfig) -> dict[str, float]:
-    episodes = [episode for group in groups for episode in group.episodes]
-    good = [any(first_failure(e, config.filters, config.rewards) is None for e in group.episodes) for group in groups]
-    return {
-        "curate/correct_share": sum(e.scored.verdict == "right" for e in episodes) / len(episodes),
-        "curate/kept": float(sum(good)),
-        "curate/kept_share": sum(good) / len(groups),
-        "curate/truncated_share": sum(e.truncated for e in episodes) / len(episodes),
-        "rollout/mean_length": sum(len(e.completion_ids) for e in episodes) / len(episodes),
+def _report(selection: Selection, chosen: _Chosen, config: CurateConfig) -> dict[str, Any]:
+    """Headline numbers, and what answers failed. The whole account is given where it says more than that."""
+    fates = chosen.fates
+    failed = {name: fates[name] for name in config.filters.names}
+    report: dict[str, Any] = {
+        "problems": float(selection.problems),
+        "sampled": float(selection.sampled),
+        "kept": float(fates[KEPT]),
+        "kept_share": chosen.problems_kept / selection.problems,
+        "correct_share": selection.right / selection.sampled,
+        "passed_share": 1 - sum(failed.values()) / selection.sampled,
+        "mean_kept_tokens": selection.chosen_tokens / selection.fates[CHOSEN],
+        "failed_first": failed,
     }
-
-
-def _cost(episode: Episode, config: CurateConfig) -> int:
-    return len(episode.completion_ids) if config.choose == "shortest" else episode.sample
-
-
-def _write(path: Path, episodes: list[Episode], config: CurateConfig, sampler_digest: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = [
-        {
-            # prompt + completion is exactly what the model saw and wrote: the part the template opened is in the prompt.
-            "prompt": episode.prompt,
-            "completion": episode.text.removeprefix(config.template.opened),
-            "problem_id": episode.problem.id,
-            "question": episode.problem.question,
-            "answer": episode.problem.answer,
-            "source": episode.problem.source,
-            "sample": episode.sample,
-            "sampler_digest": sampler_digest,
-            "accuracy": episode.scored.parts["accuracy"],
-            "format": episode.scored.parts["format"],
-            "language": episode.scored.parts.get("language"),
-            "filters": list(FILTERS),
-        }
-        for episode in episodes
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    plain = config.duplicates is None and config.rewrite is None and config.review == "none" and config.per_problem == 1
+    return report if plain else report | {"answers": _ordered(fates, config)}
 
 
 KIND = StageKind(name="curate", version=1, config=CurateConfig, output="dataset", run=run)

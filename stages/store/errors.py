@@ -18,6 +18,9 @@ class ExitStatus(IntEnum):
     """Stopped on request (SIGTERM, SIGINT); always resumable (EX_TEMPFAIL of sysexits.h)."""
 
 
+RESUME = "r1 resume RUN"
+"""How a stage, which does not know the run's name, says how to go on; whoever runs it puts the name in."""
+
 LONGEST = 1000
 """Characters of each part of a line that people are to read; of what is longer the middle is left out."""
 

@@ -6,9 +6,9 @@ import time
 import pytest
 from pydantic import ValidationError
 
+from stages.curation.filters import Filters, first_failure, most_repeats
 from stages.problems.episode import Episode, Problem
 from stages.rewards.accuracy import verdicts
-from stages.rewards.filters import Filters, first_failure, most_repeats
 from stages.rewards.format import well_formed
 from stages.rewards.language import language_share, readable
 from stages.rewards.math_pool import Worker
