@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stages.problems.episode import Verdict
-from stages.rewards.code_asserts import Check, TestsUnreadable, decode, read_asserts
+from stages.rewards.code_asserts import Check, UnreadableTests, decode, read_asserts
 from stages.rewards.sandbox import Sandbox, ready, run
 from stages.rewards.sandbox_watch import Ended, SandboxFailed, Stop, cause
 from stages.store import heartbeat
@@ -124,7 +124,7 @@ def _judge(reference: str, answer: str, settings: Sandbox) -> Judgement:
         if isinstance(tests, list):
             return _judge_outputs(program, tests, settings)
         return _judge_values(program, tests.checks, settings)
-    except TestsUnreadable as error:
+    except UnreadableTests as error:
         return Judgement("none", "unreadable tests", str(error))
     except SandboxFailed as error:
         return Judgement("none", "sandbox", str(error))
@@ -141,7 +141,7 @@ def _read(reference: str) -> list[tuple[str, str]] | _Checks:
     try:
         tests = _REFERENCE.validate_json(reference)
     except ValidationError as error:
-        raise TestsUnreadable("not tests: " + error.errors()[0]["msg"]) from error
+        raise UnreadableTests("not tests: " + error.errors()[0]["msg"]) from error
     match tests:
         case _Stdin(stdin=pairs):
             return [(pair.input, pair.output) for pair in pairs]
@@ -151,7 +151,7 @@ def _read(reference: str) -> list[tuple[str, str]] | _Checks:
             return _Checks(tuple(_case(name, case.args, case.kwargs, case.returns) for case in cases))
         case _Columns(inputs=inputs, outputs=outputs, fn_name=name):
             if len(inputs) != len(outputs):
-                raise TestsUnreadable(f"{len(inputs)} inputs and {len(outputs)} outputs")
+                raise UnreadableTests(f"{len(inputs)} inputs and {len(outputs)} outputs")
             if name is None:
                 return [(_text(a), _text(b)) for a, b in zip(inputs, outputs, strict=True)]
             return _Checks(tuple(_case(name, list(a), {}, b) for a, b in zip(inputs, outputs, strict=True)))
@@ -162,14 +162,14 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return "\n".join(value) + "\n"
     if not isinstance(value, str):
-        raise TestsUnreadable(f"not a text: {value!r:.80}")
+        raise UnreadableTests(f"not a text: {value!r:.80}")
     return value
 
 
 def _case(name: str, args: list[Any], kwargs: dict[str, Any], returns: Any) -> Check:
     """A call by arguments, of a function or of a method of `Solution`."""
     if not _NAME.fullmatch(name):
-        raise TestsUnreadable(f"not the name of a function: {name!r:.80}")
+        raise UnreadableTests(f"not the name of a function: {name!r:.80}")
     shown = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
     function = f"({name} if {name.partition('.')[0]!r} in globals() else Solution().{name})"
     expression = f"{function}(*{args!r}, **{kwargs!r})"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class TestsUnreadable(Exception):
+class UnreadableTests(Exception):
     """The reference is no set of tests that can be judged."""
 
 
@@ -86,7 +86,7 @@ _DISPLAYS: dict[type, Callable[[list[Any]], Any]] = {ast.List: list, ast.Tuple: 
 
 
 def read_asserts(text: str) -> list[Check]:
-    """The assertions of a text of `assert` statements. `TestsUnreadable` when there is something else in it, but imports.
+    """The assertions of a text of `assert` statements. `UnreadableTests` when there is something else in it, but imports.
 
     >>> check = read_asserts("assert sorted(f([2, 1])) == [1, 2]")[0]
     >>> check.asked, check.holds([[2, 1]]), check.holds([[2]])
@@ -96,10 +96,10 @@ def read_asserts(text: str) -> list[Check]:
         statements = ast.parse(text).body
         found = [_check(s.test) for s in statements if isinstance(s, ast.Assert)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise TestsUnreadable(f"not Python: {error}") from error
+        raise UnreadableTests(f"not Python: {error}") from error
     strange = [s for s in statements if not isinstance(s, ast.Assert | ast.Import | ast.ImportFrom)]
     if strange or not found:
-        raise TestsUnreadable(f"not a list of asserts: {ast.unparse(strange[0])[:80] if strange else text[:80]!r}")
+        raise UnreadableTests(f"not a list of asserts: {ast.unparse(strange[0])[:80] if strange else text[:80]!r}")
     return found
 
 
@@ -107,7 +107,7 @@ def _check(test: ast.expr) -> Check:
     asked: list[str] = []
     work_out = _reader(test, asked)
     if not asked:
-        raise TestsUnreadable(f"asks nothing of the program: {ast.unparse(test)[:80]}")
+        raise UnreadableTests(f"asks nothing of the program: {ast.unparse(test)[:80]}")
     return Check(f"assert {ast.unparse(test)}", tuple(asked), lambda values: bool(work_out(values)))
 
 
@@ -162,7 +162,7 @@ def _reader(node: ast.expr, asked: list[str]) -> Callable[[list[Any]], Any]:
             call, parts = FUNCTIONS[_function_name(function)], [_reader(item, asked) for item in arguments]
             by_name = {word.arg: _reader(word.value, asked) for word in named if word.arg is not None}
             return lambda values: call(*(p(values) for p in parts), **{name: p(values) for name, p in by_name.items()})
-    raise TestsUnreadable(f"cannot judge `{ast.unparse(node)[:80]}`")
+    raise UnreadableTests(f"cannot judge `{ast.unparse(node)[:80]}`")
 
 
 def _number(value: Any) -> Any:

@@ -187,7 +187,7 @@ def _bubblewrap(settings: Sandbox, filter_fd: int, uid: int | None) -> list[str]
             command += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             command += ["--ro-bind", str(path), str(path)]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    command += ["--perms", "0755", "--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     if not python.is_relative_to("/usr"):
         command += ["--ro-bind", str(python.parents[1]), PYTHON]
         python = Path(PYTHON, "bin", python.name)
