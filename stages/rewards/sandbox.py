@@ -8,7 +8,7 @@ processor time, memory, processes, output and disk. Expected results never enter
 
 import functools
 import inspect
-import json
+import marshal
 import os
 import platform
 import random
@@ -94,12 +94,18 @@ def _run(source: str, settings: Sandbox, stdin: bytes, asked: list[str] | None) 
     sandboxed = settings.isolation == "bubblewrap"
     uid = _free_uid() if sandboxed and os.geteuid() == 0 else None
     limits = Limits(settings.time_s, settings.cpu_s, settings.memory_mb * _MIB, settings.processes, settings.output_kb << 10)
-    job = {"source": source, "asked": asked, "uid": uid, "limits": _kernel_limits(settings, uid, sandboxed=sandboxed)}
+    job = {
+        "source": source,
+        "asked": asked,
+        "uid": uid,
+        "first": sandboxed and uid is None,
+        "limits": _kernel_limits(settings, uid, sandboxed=sandboxed),
+    }
     with ExitStack() as held:
         ready_read, ready_write = os.pipe()
         held.callback(os.close, ready_read)
         try:
-            job_fd = _memory_file(held, json.dumps(job).encode())
+            job_fd = _memory_file(held, marshal.dumps(job, 4))
             passed, folder = [job_fd, ready_write], "/"
             if sandboxed:
                 passed.append(_memory_file(held, call_filter(platform.machine())))
@@ -108,7 +114,7 @@ def _run(source: str, settings: Sandbox, stdin: bytes, asked: list[str] | None) 
                 command = [str(_interpreter(settings.python))]
                 folder = held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             process = subprocess.Popen(
-                [*command, "-s", "-P", "-B", "-c", inspect.getsource(sandbox_boot), str(job_fd), str(ready_write)],
+                [*command, "-S", "-s", "-P", "-B", "-c", inspect.getsource(sandbox_boot), str(job_fd), str(ready_write)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -140,8 +146,8 @@ def _kernel_limits(settings: Sandbox, uid: int | None, *, sandboxed: bool) -> di
         "RLIMIT_MEMLOCK": 0,
     }
     if sandboxed:
-        # One more than allowed, so that the excess is seen and named; bubblewrap's own first process counts where users are
-        # divided. Without the sandbox it would count all processes of the user.
+        # One more than allowed, so that the excess is seen and named; and the first process, where it is the same user's.
+        # Without the sandbox it would count all processes of the user.
         limits["RLIMIT_NPROC"] = settings.processes + 1 + (uid is None)
     return {name: (limit, limit) for name, limit in limits.items()} | {"RLIMIT_CPU": (settings.cpu_s, settings.cpu_s + 1)}
 
@@ -177,8 +183,9 @@ def _bubblewrap(settings: Sandbox, filter_fd: int, uid: int | None) -> list[str]
     assert program is not None
     python, environment = _interpreter(settings.python), dict(_ENVIRONMENT)
     command = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    # Root needs no users of its own: it becomes a user that nobody is. Others are divided from themselves.
-    command += ["--unshare-user"] if uid is None else ["--cap-drop", "ALL"]
+    # Root needs no users of its own: the program becomes a user that nobody is, out of whose reach bubblewrap's first process
+    # is. For others it has the same user, and no limits: they have a first process of their own instead (`sandbox_boot.reap`).
+    command += ["--unshare-user", "--as-pid-1"] if uid is None else ["--cap-drop", "ALL"]
     for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_CHOWN") if uid is not None else ():
         command += ["--cap-add", capability]
     command += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]

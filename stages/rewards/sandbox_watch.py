@@ -198,18 +198,17 @@ class Supervisor:
         """The limit that the tree as a whole passes now, if any."""
         resident = threads = 0
         tree = _below(self._process.pid)
-        # In the sandbox the program's tree hangs below bubblewrap's own first process.
-        for pid in tree[1:] if self._sandboxed else [self._process.pid, *tree]:
+        for pid in tree if self._sandboxed else [self._process.pid, *tree]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 # From the state on: what stands before it is a name of the program's choice.
                 fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
                 self._longest = max(self._longest, (int(fields[11]) + int(fields[12])) / _TICKS)
                 threads += int(fields[17])
                 resident += int(fields[21]) * _PAGE
+        if threads - self._sandboxed > self._limits.processes:  # its first process is not the program's
+            return "processes"
         if resident > self._limits.memory:
             return "memory"
-        if threads > self._limits.processes:
-            return "processes"
         if self._sandboxed and tree:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for folder in ("tmp", "dev/shm"):

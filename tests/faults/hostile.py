@@ -56,12 +56,6 @@ READING = [
         "differs",
     ),
     Hostile(
-        "memory of the first process",
-        "try:\n    f = open('/proc/1/mem', 'r+b')\n    f.seek(int(open('/proc/1/maps').read().split('-')[0], 16))\n"
-        "    f.read(10)\n    print('{token}')\nexcept OSError as e: print(e)",
-        "differs",
-    ),
-    Hostile(
         "device files",
         "import os\nfor path in ('/dev/mem', '/dev/kmsg', '/dev/sda', '/dev/vda', '/dev/fuse', '/dev/kvm'):\n"
         "    if os.path.exists(path): print('{token}')\n"
@@ -184,7 +178,7 @@ REACHING = [
         "becoming root",
         "import os\nos.setuid(0) if os.getuid() else os.setgroups([1])\nprint('{token}')",
         "error",
-        "PermissionError",
+        "Error",
     ),
     Hostile("another root", "import os\nos.chroot('/tmp')\nprint('{token}')", "error", "PermissionError"),
     Hostile(

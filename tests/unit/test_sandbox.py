@@ -25,7 +25,7 @@ from tests.faults.hostile import PROGRAMS, Hostile
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 TOKEN = "what-no-program-may-read"
-LIMITS = Sandbox(time_s=20.0, cpu_s=1, memory_mb=128, processes=8, output_kb=256, disk_mb=4)
+LIMITS = Sandbox(time_s=120.0, cpu_s=1, memory_mb=192, processes=8, output_kb=256, disk_mb=4)
 QUICK = LIMITS.model_copy(update={"time_s": 0.5})
 ASSERTS = '{"asserts": ["assert add(2, 3) == 5", "assert add(\'a\', \'b\') == \'ab\'", "assert not add(1, 1) == 3"]}'
 
@@ -101,7 +101,7 @@ def found(*given):
                     try:
                         memory.seek(first)
                         seen.append(memory.read(min(last - first, 1 << 24)).decode("latin-1"))
-                    except OSError:
+                    except (OSError, OverflowError, ValueError):
                         pass
     except OSError:
         pass
@@ -122,6 +122,29 @@ def test_expected_results_are_nowhere_inside() -> None:
     ]
     cases = f'{{"function": "found", "cases": [{{"args": [], "returns": "{TOKEN}"}}]}}'
     assert judgements([(cases, program)], settings)[0].reason == "differs"
+
+
+EQUALS = """
+def rights(pid):
+    wanted = ("Cap", "NoNewPrivs", "Seccomp", "Uid", "Gid", "Groups")
+    status = [line for line in open(f"/proc/{pid}/status") if line.startswith(wanted)]
+    return status, open(f"/proc/{pid}/limits").read()
+status, _ = rights("self")
+assert "CapEff:\\t0000000000000000\\n" in status and "CapPrm:\\t0000000000000000\\n" in status, status
+assert "NoNewPrivs:\\t1\\n" in status and "Seccomp:\\t2\\n" in status, status
+try:
+    open("/proc/1/mem", "r+b").close()
+except PermissionError:
+    print("fine")
+else:
+    print("fine" if rights("self") == rights(1) else rights(1))
+"""
+
+
+@needs_bubblewrap
+def test_the_first_process_is_out_of_reach_or_has_no_more_rights_and_limits() -> None:
+    ended = run(EQUALS, settings=LIMITS)
+    assert (ended.stdout, ended.stderr) == (b"fine\n", "")
 
 
 @needs_bubblewrap
