@@ -233,6 +233,7 @@ FORGING = [
         "differs",
         style="asserts",
     ),
+    Hostile("no values", "import os\nos.write(3, b'[]')\nos._exit(0)", "no result", style="asserts"),
     Hostile("a value without end", "def add(a, b): return list(range(100000))", "output", style="asserts"),
     Hostile(
         "a value without bottom",

@@ -1,6 +1,5 @@
 """Real programs under bubblewrap: none gets out, and each that is stopped is named."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -64,13 +63,19 @@ def judged(source: str, settings: Sandbox = LIMITS, *, style: str = "stdin", exp
     return judgement
 
 
+def children() -> set[int]:
+    """Processes below this one; those of other verifiers may be among them."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
 @needs_bubblewrap
 @pytest.mark.parametrize("hostile", PROGRAMS, ids=lambda h: h.name)
 def test_no_program_gets_out_and_each_is_named(hostile: Hostile, outside) -> None:
+    before = children()
     judgement = judged(hostile.source.format(**outside), QUICK if hostile.quick else LIMITS, style=hostile.style)
     assert (judgement.verdict, judgement.reason) == ("wrong", hostile.reason), judgement
     assert hostile.detail in judgement.detail
-    assert not psutil.Process().children(recursive=True)
+    assert children() <= before
 
 
 @needs_bubblewrap
@@ -145,6 +150,17 @@ else:
 def test_the_first_process_is_out_of_reach_or_has_no_more_rights_and_limits() -> None:
     ended = run(EQUALS, settings=LIMITS)
     assert (ended.stdout, ended.stderr) == (b"fine\n", "")
+
+
+@needs_bubblewrap
+def test_only_the_temporary_folders_can_be_written_and_they_are_small() -> None:
+    ended = run("print(open('/proc/self/mounts').read())", settings=LIMITS)
+    mounts = [line.split()[1:4] for line in ended.stdout.decode().splitlines() if line]
+    writable = {place: options for place, _, options in mounts if "rw" in options.split(",")}
+    plain = {place for place in writable if not place.startswith(("/proc", "/dev/"))} | {p for p in writable if "shm" in p}
+    assert plain == {"/tmp", "/dev/shm"}
+    assert all("size=4096k" in writable[place] for place in plain)
+    assert {"/", "/usr", "/dev"} <= {place for place, _, _ in mounts}
 
 
 @needs_bubblewrap
@@ -272,9 +288,9 @@ def test_the_unsafe_mode_is_asked_for_by_name_and_said(tmp_path, monkeypatch) ->
 def test_limits_hold_in_the_unsafe_mode_too(source, reason) -> None:
     quick = {"time_s": 0.5} if reason == "time" else {}
     settings = LIMITS.model_copy(update={"isolation": "unsafe-none", **quick})
+    before = children()
     assert judged(source, settings, expected="x").reason == reason
-    with contextlib.suppress(psutil.NoSuchProcess):
-        assert not psutil.Process().children(recursive=True)
+    assert children() <= before
 
 
 @pytest.mark.parametrize(
