@@ -65,11 +65,11 @@ def main() -> None:
 
 def reap(program: int) -> None:
     """Be the namespace's first process until the program ends. It is the program's equal: within its reach, and as limited."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        process, status = os.wait()
+        try:
+            process, status = os.wait()
+        except KeyboardInterrupt:  # the program's doing
+            continue
         if process == program:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)
