@@ -1,0 +1,141 @@
+"""Problems of reasoning-gym: procedural tasks by name, each with a verifier of its own (package `reasoning-gym`, optional).
+
+A problem carries as `metadata` what that verifier reads: `{"task", "settings", "entry", "tuples"}`, where `entry` is the
+task's own record and `tuples` are the places in it where JSON has made lists of tuples. Some tasks have many right answers
+and give one of them, or none (`boxnet`, `rush_hour`): then the reference answer is empty and only the verifier can tell.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.problems.columns import Chosen
+from stages.problems.rows import Row
+from stages.store.errors import UserError
+from stages.store.suggest import nearest
+
+EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
+"""Where tasks of many right answers keep one of them."""
+
+
+class GymSource(Chosen):
+    """Problems of one reasoning-gym task, made as they are asked for."""
+
+    source: Literal["reasoning_gym"] = "reasoning_gym"
+    """reasoning-gym's procedural tasks."""
+    task: str
+    """Name of the task, such as `chain_sum`; of several make a `mixture`."""
+    count: int = Field(ge=1)
+    """Number of problems made; of equal questions the first stays."""
+    seed: int = Field(default=0, ge=0)
+    """Which problems are made."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings, such as `{min_terms: 2, max_terms: 4}`; its defaults for the rest."""
+
+
+def gym_tasks() -> list[str]:
+    """Names of the tasks that the installed version has.
+
+    Raises UserError when the package is missing.
+    """
+    return sorted(_factory("problems").DATASETS)
+
+
+def gym_rows(source: GymSource, where: str) -> Iterator[Row]:
+    """A row per problem: question, answer, metadata.
+
+    Raises UserError when the package, the task or one of its settings does not exist.
+    """
+    tasks = _factory(where).DATASETS
+    if source.task not in tasks:
+        raise UserError(f"reasoning-gym has no task `{source.task}`", where=f"{where}.task", mend=nearest(source.task, tasks))
+    if source.task == "composite":
+        raise UserError("`composite` is no task of its own", where=f"{where}.task", mend="make a `mixture` of its tasks")
+    dataset = _dataset(source.task, {**source.settings, "seed": source.seed, "size": source.count}, where)
+    for number in range(source.count):
+        entry = _entry(dataset, f"{source.task}-{source.seed}-{number}", number)
+        question, answer = str(entry["question"]).rstrip(), reference(entry)
+        metadata = _metadata(source, entry)
+        if metadata is None:
+            yield Row(number + 1, {}, "the entry cannot be kept as JSON")
+        elif not question:
+            yield Row(number + 1, {}, "the question is empty")
+        else:
+            yield Row(number + 1, {"question": question, "answer": answer, "metadata": metadata})
+
+
+def reference(entry: dict[str, Any]) -> str:
+    """An entry's own answer, or the example that it gives, or nothing."""
+    given = entry["answer"]
+    if given is None:
+        given = next((entry["metadata"][key] for key in EXAMPLES if entry["metadata"].get(key) is not None), "")
+    return given if isinstance(given, str) else json.dumps(given)
+
+
+def gym_score(metadata: str, answer: str) -> float:
+    """What the task's own verifier gives an answer: 1 is right; some tasks give part of it for what is nearly right.
+
+    `metadata` is a problem's. Raises UserError when the package is missing.
+    """
+    known = json.loads(metadata)
+    entry = known["entry"]
+    for path in sorted(known["tuples"], key=len, reverse=True):  # the inner ones first: nothing in a tuple can be replaced
+        place = entry
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = tuple(place[path[-1]])
+    return float(_dataset(known["task"], known["settings"], "metadata").score_answer(answer, entry))
+
+
+def _factory(where: str) -> Any:
+    try:
+        import reasoning_gym.factory
+    except ImportError as error:
+        mend = "pip install 'r1-pipeline[reasoning-gym]', in the clone: pip install -c constraints.txt -e '.[reasoning-gym]'"
+        raise UserError("the package `reasoning-gym` is not installed", where=where, mend=mend) from error
+    return reasoning_gym.factory
+
+
+def _dataset(task: str, settings: dict[str, Any], where: str) -> Any:
+    try:
+        return _factory(where).create_dataset(task, **settings)
+    except (AssertionError, TypeError, ValueError) as error:  # how its configurations refuse
+        what = f"reasoning-gym's `{task}` refuses its settings ({error})"
+        raise UserError(what, where=f"{where}.settings", mend="see the task's configuration in reasoning-gym") from error
+
+
+def _entry(dataset: Any, key: str, number: int) -> dict[str, Any]:
+    """Entry `number`. A few tasks draw from the global generators, which are put back afterwards."""
+    import numpy as np
+
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(f"reasoning-gym-{key}")
+    np.random.seed(random.getrandbits(32))
+    try:
+        entry: dict[str, Any] = dataset[number]
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)
+    return entry
+
+
+def _metadata(source: GymSource, entry: dict[str, Any]) -> str | None:
+    tuples = list(_tuples(entry, []))
+    try:
+        return json.dumps({"task": source.task, "settings": source.settings, "entry": entry, "tuples": tuples})
+    except (TypeError, ValueError):
+        return None
+
+
+def _tuples(value: Any, path: list[Any]) -> Iterator[list[Any]]:
+    if isinstance(value, tuple):
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tuples(item, [*path, str(key)])  # as JSON has keys
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _tuples(item, [*path, number])
