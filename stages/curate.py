@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stages.evals.contamination import decontaminated
+from stages.problems.decontamination import Decontaminated
 from stages.problems.episode import Episode, Group, Problem
 from stages.problems.sources import ProblemSource, load_problem_set
 from stages.problems.templates import Template
@@ -19,14 +21,14 @@ from stages.rewards.filters import FILTERS, Filters, first_failure
 from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Rollout, Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import EXECUTION, ModelRef, StageConfig
+from stages.store.config import EXECUTION, ModelRef
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
 from stages.tracking.journal import Journal, read
 
 
-class CurateConfig(StageConfig):
+class CurateConfig(Decontaminated):
     """Which model answers which problems, and what is kept."""
 
     kind: Literal["curate"]
@@ -62,7 +64,8 @@ def run(context: StageContext[CurateConfig]) -> Result:
     """
     config = context.config
     source = load_problem_set(config.problems, "problems")
-    groups = _sampled(context, source.problems[: config.count])
+    cleaned = decontaminated(config, source.problems)
+    groups = _sampled(context, cleaned.problems[: config.count])
     failed: Counter[str] = Counter()
     kept = []
     for group in groups:
@@ -90,7 +93,9 @@ def run(context: StageContext[CurateConfig]) -> Result:
     with whole_folder(context.folder.output("dataset")) as folder:
         _write(folder / "train.parquet", kept, config, context.input_digests["sampler"])
         write_json(folder / "report.json", report)
-    return Result(metrics=metrics, notes={"failed_first": counts}, remarks=source.remarks("problems"), tokens=tokens)
+    notes = {"failed_first": counts, "problems": source.report() | {"decontaminated": cleaned.report()}}
+    remarks = [*source.remarks("problems"), *cleaned.remarks("problems")]
+    return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=tokens)
 
 
 def _sampled(context: StageContext[CurateConfig], problems: list[Problem]) -> list[Group]:

@@ -15,11 +15,11 @@ FORMATS: dict[str, dict[str, Any]] = {
     "gsm8k": {"question": "question", "answer": "answer", "answer_after": "####"},
     # hendrycks/competition_math and what was made of it (MATH-500)
     "math": {"question": "problem", "answer": "solution", "extract": "boxed"},
-    # HuggingFaceH4/aime_2024, AI-MO/aimo-validation-aime
-    "aime": {"question": "problem", "answer": "answer"},
+    # HuggingFaceH4/aime_2024, AI-MO/aimo-validation-aime: answers of three digits, 025
+    "aime": {"question": "problem", "answer": "answer", "extract": "number"},
     # AI-MO/aimo-validation-amc: answers are floats
     "amc": {"question": "problem", "answer": "answer", "extract": "number"},
-    # the single-operation file of lm-evaluation collections: answers are floats
+    # the single operations as a file of `input` and `target`: answers are floats
     "mawps": {"question": "input", "answer": "target", "extract": "number"},
     # ChilleD/SVAMP, and SVAMP.json of arkilpatel/SVAMP: the story and what it asks stand apart
     "svamp": {"question": ("Body", "Question"), "answer": "Answer", "extract": "number"},

@@ -5,16 +5,22 @@ task's own record and `tuples` are the places in it where JSON has made lists of
 and give one of them, or none (`boxnet`, `rush_hour`): then the reference answer is empty and only the verifier can tell.
 """
 
+import contextlib
+import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from stages.problems.columns import Chosen
 from stages.problems.rows import Row
-from stages.store.errors import UserError
+from stages.store.errors import ExitStatus, UserError
 from stages.store.suggest import nearest
 
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
@@ -41,30 +47,59 @@ def gym_tasks() -> list[str]:
 
     Raises UserError when the package is missing.
     """
-    return sorted(_factory("problems").DATASETS)
+    _check_installed("problems")
+    return sorted(_factory().DATASETS)
 
 
 def gym_rows(source: GymSource, where: str) -> Iterator[Row]:
     """A row per problem: question, answer, metadata.
 
-    Raises UserError when the package, the task or one of its settings does not exist.
+    Some tasks go through sets of texts, whose order differs from process to process: they are made in a process of its own,
+    whose order is fixed, so that every rank and every attempt has the same problems. Raises UserError when the package, the
+    task or one of its settings does not exist.
     """
-    tasks = _factory(where).DATASETS
+    _check_installed(where)
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.problems.gym"],
+        input=json.dumps({"source": source.model_dump(mode="json"), "where": where}),
+        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode == ExitStatus.MISTAKE:
+        raise UserError(**json.loads(done.stdout))
+    if done.returncode:
+        raise ChildProcessError(f"reasoning-gym's `{source.task}` failed:\n{done.stderr[-4000:]}")
+    for number, line in enumerate(done.stdout.splitlines(), start=1):
+        values = json.loads(line)
+        fault = values.pop("fault", "")
+        yield Row(number, values, fault)
+
+
+def _make(source: GymSource, where: str) -> Iterator[dict[str, str]]:
+    """Every problem as JSON values, in the process made for it."""
+    import numpy as np
+
+    tasks = _factory().DATASETS
     if source.task not in tasks:
         raise UserError(f"reasoning-gym has no task `{source.task}`", where=f"{where}.task", mend=nearest(source.task, tasks))
     if source.task == "composite":
         raise UserError("`composite` is no task of its own", where=f"{where}.task", mend="make a `mixture` of its tasks")
     dataset = _dataset(source.task, {**source.settings, "seed": source.seed, "size": source.count}, where)
     for number in range(source.count):
-        entry = _entry(dataset, f"{source.task}-{source.seed}-{number}", number)
-        question, answer = str(entry["question"]).rstrip(), reference(entry)
+        # A few tasks draw from the global generators.
+        random.seed(f"reasoning-gym-{source.task}-{source.seed}-{number}")
+        np.random.seed(random.getrandbits(32))
+        entry = dataset[number]
         metadata = _metadata(source, entry)
         if metadata is None:
-            yield Row(number + 1, {}, "the entry cannot be kept as JSON")
-        elif not question:
-            yield Row(number + 1, {}, "the question is empty")
+            yield {"fault": "the entry cannot be kept as JSON"}
+        elif not str(entry["question"]).strip():
+            yield {"fault": "the question is empty"}
         else:
-            yield Row(number + 1, {"question": question, "answer": answer, "metadata": metadata})
+            yield {"question": str(entry["question"]).rstrip(), "answer": reference(entry), "metadata": metadata}
 
 
 def reference(entry: dict[str, Any]) -> str:
@@ -80,6 +115,7 @@ def gym_score(metadata: str, answer: str) -> float:
 
     `metadata` is a problem's. Raises UserError when the package is missing.
     """
+    _check_installed("metadata")
     known = json.loads(metadata)
     entry = known["entry"]
     for path in sorted(known["tuples"], key=len, reverse=True):  # the inner ones first: nothing in a tuple can be replaced
@@ -90,36 +126,28 @@ def gym_score(metadata: str, answer: str) -> float:
     return float(_dataset(known["task"], known["settings"], "metadata").score_answer(answer, entry))
 
 
-def _factory(where: str) -> Any:
+def _check_installed(where: str) -> None:
     try:
-        import reasoning_gym.factory
-    except ImportError as error:
-        mend = "pip install 'r1-pipeline[reasoning-gym]', in the clone: pip install -c constraints.txt -e '.[reasoning-gym]'"
-        raise UserError("the package `reasoning-gym` is not installed", where=where, mend=mend) from error
+        found = importlib.util.find_spec("reasoning_gym") is not None
+    except ValueError:  # it was imported, and is no module
+        found = False
+    if not found:
+        mend = "in the clone: pip install -c constraints.txt -e '.[reasoning-gym]'"
+        raise UserError("the package `reasoning-gym` is not installed", where=where, mend=mend)
+
+
+def _factory() -> Any:
+    import reasoning_gym.factory
+
     return reasoning_gym.factory
 
 
 def _dataset(task: str, settings: dict[str, Any], where: str) -> Any:
     try:
-        return _factory(where).create_dataset(task, **settings)
+        return _factory().create_dataset(task, **settings)
     except (AssertionError, TypeError, ValueError) as error:  # how its configurations refuse
         what = f"reasoning-gym's `{task}` refuses its settings ({error})"
         raise UserError(what, where=f"{where}.settings", mend="see the task's configuration in reasoning-gym") from error
-
-
-def _entry(dataset: Any, key: str, number: int) -> dict[str, Any]:
-    """Entry `number`. A few tasks draw from the global generators, which are put back afterwards."""
-    import numpy as np
-
-    before, numpy_before = random.getstate(), np.random.get_state()
-    random.seed(f"reasoning-gym-{key}")
-    np.random.seed(random.getrandbits(32))
-    try:
-        entry: dict[str, Any] = dataset[number]
-    finally:
-        random.setstate(before)
-        np.random.set_state(numpy_before)
-    return entry
 
 
 def _metadata(source: GymSource, entry: dict[str, Any]) -> str | None:
@@ -139,3 +167,20 @@ def _tuples(value: Any, path: list[Any]) -> Iterator[list[Any]]:
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             yield from _tuples(item, [*path, number])
+
+
+def main() -> int:
+    """Read a source as JSON, write a line of JSON per problem, or what the user has to mend."""
+    given = json.load(sys.stdin)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what a task may print is none of the problems
+            made = list(_make(GymSource.model_validate(given["source"]), given["where"]))
+    except UserError as error:
+        print(json.dumps({"what": error.what, "where": error.where, "mend": error.mend}))
+        return ExitStatus.MISTAKE
+    sys.stdout.writelines(json.dumps(values) + "\n" for values in made)
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

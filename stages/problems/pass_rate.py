@@ -89,7 +89,7 @@ def _judged(folder: Path) -> Iterator[tuple[str, str, float]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(folder.rglob("*.parquet"))
+    files = sorted(folder.glob("*.parquet"))
     if not files:
         inside = folder / "rollouts"
         mend = f"name {inside}" if inside.is_dir() else "name a stage's `rollouts` folder, or a file"
@@ -99,7 +99,8 @@ def _judged(folder: Path) -> Iterator[tuple[str, str, float]]:
         try:
             table = pq.read_table(file, columns=["question", "verdict"])
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"these are no sampled answers ({error})", where=str(file), mend="name a `rollouts` folder") from error
+            what = f"these are no sampled answers ({error})"
+            raise UserError(what, where=str(file), mend="name a stage's `rollouts` folder") from error
         for row in table.to_pylist():
             if row["verdict"] in ("right", "wrong"):
                 judged = True

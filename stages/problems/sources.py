@@ -4,11 +4,10 @@ Rows that are no problem (not JSON, a column missing or empty, no answer marker)
 counted; a source of which none is left stops the run.
 """
 
-import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import Field
 from stages.problems.columns import Chosen, Columns, read_columns
 from stages.problems.episode import Problem
 from stages.problems.gym import GymSource, gym_rows
+from stages.problems.mixture import draw, shares_of
 from stages.problems.pass_rate import keep_by_pass_rate
 from stages.problems.rows import Row, read_rows
 from stages.problems.toy import ToySource, toy_problems
@@ -212,42 +212,9 @@ def _mix(source: MixtureSource, where: str) -> ProblemSet:
         asked.update(problem.question for problem in fresh)
         random.Random(f"mixture-{source.seed}-{index}").shuffle(fresh)
         pools.append(fresh)
-    shares = _shares([part.weight for part in source.parts], [len(pool) for pool in pools], source.count, where)
-    drawn: list[Problem] = []
-    parts: dict[str, tuple[int, int]] = {}
-    taken: set[str] = set()
-    for index, (pool, share) in enumerate(zip(pools, shares, strict=True), start=1):
-        chosen = pool[:share]
-        if taken & {problem.id for problem in chosen}:  # two files of one name: ids are part of the seed of the samples
-            chosen = [replace(problem, id=f"{problem.id} (part {index})") for problem in chosen]
-        taken.update(problem.id for problem in chosen)
-        name = pool[0].source if pool else f"part {index}"
-        parts[name if name not in parts else f"{name} (part {index})"] = (share, len(pool))
-        drawn += chosen
-    random.Random(f"mixture-{source.seed}").shuffle(drawn)
+    shares = shares_of([part.weight for part in source.parts], [len(pool) for pool in pools], source.count, where)
+    drawn, parts = draw(pools, shares, source.seed)
     return ProblemSet(drawn, refused, filtered, parts)
-
-
-def _shares(weights: list[float], sizes: list[int], count: int | None, where: str) -> list[int]:
-    """Problems of each part: `count` by weight (largest remainders), or the most that no part is too small for."""
-    whole = math.fsum(weights)
-    most = min(int(size * whole / weight) for weight, size in zip(weights, sizes, strict=True)) if count is None else count
-    while True:
-        exact = [most * weight / whole for weight in weights]
-        shares = [int(share) for share in exact]
-        # Of equal remainders the earlier part gets one more.
-        by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
-        for index in by_remainder[: most - sum(shares)]:
-            shares[index] += 1
-        short = next((i for i, size in enumerate(sizes) if shares[i] > size), None)
-        if short is None and most > 0:
-            return shares
-        if count is not None and short is not None:
-            what = f"{shares[short]} problems are to come from it, it has {sizes[short]}"
-            raise UserError(what, where=f"{where}.parts.{short}", mend="lower its weight or `count`, or leave `count` out")
-        if most <= 1:
-            raise UserError("a part has too few problems for its weight", where=f"{where}.parts", mend="lower its weight")
-        most -= 1
 
 
 def _hub_rows(source: HubSource, where: str) -> Iterator[Row]:
