@@ -1,11 +1,12 @@
 """Problems of reasoning-gym: procedural tasks by name, each with a verifier of its own (package `reasoning-gym`, optional).
 
-A problem carries as `metadata` what that verifier reads: `{"task", "settings", "entry", "tuples"}`, where `entry` is the
-task's own record and `tuples` are the places in it where JSON has made lists of tuples. Some tasks have many right answers
-and give one of them, or none (`boxnet`, `rush_hour`): then the reference answer is empty and only the verifier can tell.
+A problem carries as `metadata` what that verifier reads: the entry's own metadata, in which `source_dataset` names the task
+and `reasoning_gym` says its settings and where JSON has made lists of tuples. Some tasks have many right answers and give one
+of them, or none (`boxnet`, `rush_hour`): then the reference answer is empty and only the verifier can tell.
 """
 
 import contextlib
+import copy
 import importlib.util
 import json
 import os
@@ -110,20 +111,23 @@ def reference(entry: dict[str, Any]) -> str:
     return given if isinstance(given, str) else json.dumps(given)
 
 
-def gym_score(metadata: str, answer: str) -> float:
+def gym_score(question: str, answer: str, metadata: dict[str, Any], given: str) -> float:
     """What the task's own verifier gives an answer: 1 is right; some tasks give part of it for what is nearly right.
 
-    `metadata` is a problem's. Raises UserError when the package is missing.
+    `question`, `answer` and (read from JSON) `metadata` are a problem's, `given` is what is judged. Raises UserError when the
+    package is missing.
     """
     _check_installed("metadata")
-    known = json.loads(metadata)
-    entry = known["entry"]
-    for path in sorted(known["tuples"], key=len, reverse=True):  # the inner ones first: nothing in a tuple can be replaced
-        place = entry
+    # A copy: it is changed below, and some verifiers change what they are given.
+    known = copy.deepcopy({key: value for key, value in metadata.items() if key != "reasoning_gym"})
+    ours = metadata.get("reasoning_gym", {"settings": {}, "tuples": []})  # not there in items exported by reasoning-gym itself
+    for path in sorted(ours["tuples"], key=len, reverse=True):  # the inner ones first: nothing in a tuple can be replaced
+        place: Any = known
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = tuple(place[path[-1]])
-    return float(_dataset(known["task"], known["settings"], "metadata").score_answer(answer, entry))
+    entry = {"question": question, "answer": answer, "metadata": known}
+    return float(_dataset(known["source_dataset"], ours["settings"], "metadata").score_answer(given, entry))
 
 
 def _check_installed(where: str) -> None:
@@ -151,9 +155,9 @@ def _dataset(task: str, settings: dict[str, Any], where: str) -> Any:
 
 
 def _metadata(source: GymSource, entry: dict[str, Any]) -> str | None:
-    tuples = list(_tuples(entry, []))
+    ours = {"settings": source.settings, "tuples": list(_tuples(entry["metadata"], []))}
     try:
-        return json.dumps({"task": source.task, "settings": source.settings, "entry": entry, "tuples": tuples})
+        return json.dumps({**entry["metadata"], "source_dataset": source.task, "reasoning_gym": ours})
     except (TypeError, ValueError):
         return None
 
