@@ -18,6 +18,7 @@ from stages.curation.review import read_verdicts, review_id, review_needed, revi
 from stages.curation.rewrite import REFUSED, Rewriting
 from stages.curation.sampled import Sampled
 from stages.curation.settings import CurateConfig
+from stages.evals.contamination import decontaminated
 from stages.problems.sources import load_problem_set
 from stages.problems.templates import Template
 from stages.store.errors import UserError
@@ -39,7 +40,9 @@ def run(context: StageContext[CurateConfig]) -> Result:
         config.rewrite.endpoint.key()  # before anything is sampled
     source = load_problem_set(config.problems, "problems")
     asked = {example.question for example in template.examples}
-    problems = [p for p in source.problems[: config.count] if config.few_shot is None or p.question not in asked]
+    cleaned = decontaminated(config, source.problems)
+    taken = cleaned.problems[: config.count]
+    problems = [p for p in taken if config.few_shot is None or p.question not in asked]
     sampled = Sampled(context, problems, template, passes=1 if config.rewrite is None else 2)
     sampled.sample()
     selection = Selection()
@@ -55,9 +58,13 @@ def run(context: StageContext[CurateConfig]) -> Result:
         report = _report(selection, chosen, config) | {"problems_refused": source.refused}
         write_json(folder / "report.json", report)
     metrics = {name: value for name, value in report.items() if isinstance(value, float)}
-    notes = {"failed_first": report["failed_first"], "answers": _ordered(chosen.fates, config)}
-    remarks = source.remarks("problems")
-    if left_out := len(source.problems[: config.count]) - len(problems):
+    notes = {
+        "failed_first": report["failed_first"],
+        "answers": _ordered(chosen.fates, config),
+        "problems": source.report() | {"decontaminated": cleaned.report()},
+    }
+    remarks = [*source.remarks("problems"), *cleaned.remarks("problems")]
+    if left_out := len(taken) - len(problems):
         remarks.append(f"few_shot: {left_out} problems are worked examples and were left out")
     return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=selection.tokens)
 

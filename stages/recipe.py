@@ -15,7 +15,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from stages.evals.contamination import told_the_evaluations
 from stages.kinds import MODULES, stage_kind
+from stages.problems.decontamination import Decontaminated
 from stages.store.config import Config, StageConfig, external_paths, stage_inputs
 from stages.store.errors import UserError
 from stages.store.suggest import nearest
@@ -105,6 +107,9 @@ def resolve(document: dict[str, Any], origins: Origins | None = None) -> Resolve
     for key in recipe.shared.keys() - shared_used:
         known = {field for name in stages for field in type(stages[name]).model_fields}
         raise UserError("no stage has this field", where=_where(("shared", key), origins), mend=nearest(key, known))
+    stages = told_the_evaluations(stages)
+    told = {name: config.model_dump(mode="json") for name, config in stages.items() if isinstance(config, Decontaminated)}
+    resolved_sections.update(told)
     _check_references(stages, origins)
     _check_external_paths(stages, origins)
     plain = recipe.model_dump(mode="json", exclude={"shared", "stages"})

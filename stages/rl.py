@@ -9,18 +9,20 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from stages.evals.contamination import decontaminated
 from stages.grpo.settings import GRPO
+from stages.problems.decontamination import Decontaminated
 from stages.problems.sources import ProblemSource, load_problem_set
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import ModelRef, StageConfig
+from stages.store.config import ModelRef
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
 
 
-class RLConfig(StageConfig, GRPO):
+class RLConfig(Decontaminated, GRPO):
     """Policy, problems, rewards and the settings of GRPO."""
 
     kind: Literal["rl"]
@@ -78,6 +80,7 @@ def run(context: StageContext[RLConfig]) -> Result:
     trained = [problem for problem in problems.problems if problem.question not in kept_back]
     if not trained:
         raise UserError("every problem is held out", where="problems", mend="train on others than `held_out`")
+    cleaned = decontaminated(config, trained, held_out.problems)
     folder = context.inputs["policy"]
     tokenizer = load_tokenizer(folder)
     device = pick_device(config.compute.device)
@@ -90,10 +93,12 @@ def run(context: StageContext[RLConfig]) -> Result:
         follower = None
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
-        result = Trainer(context, policy, tokenizer, trained, held_out.problems, reference, critic, follower).run()
+        result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
     result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")
+    result.remarks += cleaned.remarks("problems")
+    result.notes["problems"] = problems.report() | {"held_out_word_for_word": both, "decontaminated": cleaned.report()}
     return result
 
 

@@ -8,15 +8,16 @@ from stages.curation.duplicates import Duplicates
 from stages.curation.few_shot import FewShot
 from stages.curation.filters import Filters
 from stages.curation.rewrite import Rewrite
+from stages.problems.decontamination import Decontaminated
 from stages.problems.sources import ProblemSource
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import EXECUTION, ModelRef, StageConfig
+from stages.store.config import ADDED, EXECUTION, ModelRef
 
 
-class CurateConfig(StageConfig):
+class CurateConfig(Decontaminated):
     """Which model answers which problems, and what is kept."""
 
     kind: Literal["curate"]
@@ -31,7 +32,7 @@ class CurateConfig(StageConfig):
     """Answers sampled per problem."""
     template: Template = Template()
     """How a question becomes a prompt; the dataset's prompts have this form."""
-    few_shot: FewShot | None = None
+    few_shot: Annotated[FewShot | None, ADDED] = None
     """Worked examples from a file, put before each question while sampling; the dataset's prompts are without them."""
     sampling: Sampling = Sampling()
     """How answers are sampled (the paper: temperature 1)."""
@@ -41,15 +42,15 @@ class CurateConfig(StageConfig):
     """What makes an answer readable."""
     rollout: RolloutSettings = RolloutSettings()
     """Which engine samples."""
-    duplicates: Duplicates | None = None
+    duplicates: Annotated[Duplicates | None, ADDED] = None
     """Which good answers count as near-duplicates of one already chosen and are left out; null: none."""
     choose: Literal["shortest", "first", "random"] = "shortest"
     """Which of a problem's good answers come first: those of fewest tokens, those sampled first, or at random by the seed."""
-    per_problem: int = Field(default=1, ge=1)
+    per_problem: Annotated[int, ADDED] = Field(default=1, ge=1)
     """Most answers kept per problem."""
-    rewrite: Rewrite | None = None
+    rewrite: Annotated[Rewrite | None, ADDED] = None
     """Has the chosen answers rewritten by another model, and judges them again; null: they stay the model's own words."""
-    review: Literal["none", "required"] = "none"
+    review: Annotated[Literal["none", "required"], ADDED] = "none"
     """`required`: the stage stops with a file for people to fill in, and goes on with the answers that they accept."""
     review_file: Annotated[Literal["csv", "jsonl"], EXECUTION] = "csv"
     """The form of that file. One that is there already is used, whatever its form."""

@@ -88,8 +88,8 @@ def run_lm_eval(config: EvaluationConfig, lm: RolloutLM) -> Evaluation:
     # As lm-eval's `simple_evaluate` does, without its survey of the machine (2 s): some tasks shuffle when they are loaded.
     random.seed(config.seed)
     np.random.seed(config.seed)
-    with _datasets_cache():
-        loaded = _with_further(sampled_task(config, lm, found), config, manager)
+    with datasets_cache():
+        loaded = with_further([sampled_task(config, lm, found)], config.tasks, config.task_files, manager)
         for task in loaded["tasks"].values():
             if task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
@@ -119,21 +119,25 @@ def renamed(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {re.sub(r"[^\w/. -]", "_", name): float(value) for name, value in names.items()}
 
 
-def _with_further(own: SampledTask, config: EvaluationConfig, manager: TaskManager) -> Any:
-    for name in config.tasks:
+def with_further(own: list[SampledTask], tasks: tuple[str, ...], task_files: tuple[str, ...], manager: TaskManager) -> Any:
+    """What lm-eval makes of our own task and of further ones.
+
+    Raises UserError when one cannot be loaded.
+    """
+    for name in tasks:
         if name not in manager.task_index:
             raise UserError(f"lm-eval has no task `{name}`", where="tasks", mend=nearest(name, manager.all_tasks)[:300])
-    files = [str(Path(path).absolute()) for path in config.task_files]
+    files = [str(Path(path).absolute()) for path in task_files]
     try:
-        return manager.load([own, *config.tasks, *files])
+        return manager.load([*own, *tasks, *files])
     except (OSError, ValueError, KeyError, TypeError, ImportError, yaml.YAMLError) as error:
-        key = "tasks" if config.tasks else "task_files"
+        key = "tasks" if tasks else "task_files"
         what = f"an lm-eval task cannot be loaded ({type(error).__name__}: {error})"
         raise UserError(what, where=key, mend="check the task's YAML and that its data can be reached") from error
 
 
 @contextlib.contextmanager
-def _datasets_cache() -> Iterator[None]:
+def datasets_cache() -> Iterator[None]:
     """Keep what `datasets` converts for further tasks in a folder that goes away; downloads stay in the hub's cache."""
     before = datasets.config.HF_DATASETS_CACHE
     with tempfile.TemporaryDirectory(prefix="r1-datasets-") as folder:

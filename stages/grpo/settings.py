@@ -19,7 +19,7 @@ from stages.grpo.algorithms import (
     RatioName,
     with_defaults,
 )
-from stages.store.config import EXECUTION, Config
+from stages.store.config import ADDED, EXECUTION, Config
 from stages.supervised.settings import Packing
 
 
@@ -85,7 +85,7 @@ class GRPO(Training):
     max_resamples: int = Field(default=0, ge=0)
     """Dynamic sampling (DAPO, arXiv 2503.14476): groups whose rewards are all equal are left out and other problems drawn in
     their place, at most so many times a step; then the step makes do with what it has. 0: every group stays."""
-    one_step_off: bool = False
+    one_step_off: Annotated[bool, ADDED] = False
     """Sample the next rollout with the policy of before, while it is updated. Off-policy by one step; the default of
     `importance_cap` is then 2, which corrects for it. It pays where the sampler has a processor of its own (vLLM)."""
     ratio: RatioName = "token"

@@ -22,6 +22,8 @@ class Problem:
     """The reference answer alone, such as `18`."""
     source: str
     """Name of where it came from."""
+    metadata: str | None = None
+    """What its own verifier needs besides the answer, as JSON; reasoning-gym: see stages/problems/gym.py."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
-"""Where problems come from: the toy, a file of the user's, a dataset on the Hugging Face hub.
+"""Where problems come from: the toy, a file, a dataset on the Hugging Face hub, reasoning-gym, or a mixture of these.
 
 Rows that are no problem (not JSON, a column missing or empty, no answer marker) are refused, named by file and line, and
 counted; a source of which none is left stops the run.
 """
 
-import math
 import random
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stages.problems.columns import Chosen, Columns, read_columns
 from stages.problems.episode import Problem
+from stages.problems.gym import GymSource, gym_rows
+from stages.problems.mixture import draw, shares_of
+from stages.problems.pass_rate import keep_by_pass_rate
 from stages.problems.rows import Row, read_rows
 from stages.problems.toy import ToySource, toy_problems
 from stages.store.config import Config, ExternalPath
@@ -23,25 +25,6 @@ from stages.store.errors import UserError
 
 SHOWN = 5
 """Refused rows that are named one by one; the rest are counted."""
-
-
-class Columns(Config):
-    """Which columns of a row make a problem, and which problems are taken."""
-
-    question: str = "question"
-    """Column with the question."""
-    answer: str = "answer"
-    """Column with the reference answer."""
-    answer_after: str | None = Field(default=None, min_length=1)
-    """The reference answer is what follows the last occurrence of this text in the answer column; GSM8K: `####`."""
-    offset: int = Field(default=0, ge=0)
-    """Problems to leave out at the start (after shuffling)."""
-    longest_question: int | None = Field(default=None, ge=1)
-    """Characters of the longest question taken: short ones tend to be easy, and their prompts cost less. All by default."""
-    limit: int | None = Field(default=None, ge=1)
-    """At most so many problems; all by default."""
-    shuffle_seed: int | None = Field(default=None, ge=0)
-    """Shuffles the problems before `offset` and `limit`; by default they keep the file's order."""
 
 
 class FileSource(Columns):
@@ -68,7 +51,29 @@ class HubSource(Columns):
     """Commit, tag or branch; give a commit, because the fingerprint knows only this text, not the data."""
 
 
-ProblemSource = Annotated[ToySource | FileSource | HubSource, Field(discriminator="source")]
+class Part(Config):
+    """A source in a mixture."""
+
+    weight: float = Field(gt=0)
+    """Its share of the mixture, relative to the other parts' weights."""
+    problems: Annotated[ToySource | FileSource | HubSource | GymSource, Field(discriminator="source")]
+    """Where its problems come from."""
+
+
+class MixtureSource(Config):
+    """Several sources, each with its share. What is drawn depends on the seed and the parts alone."""
+
+    source: Literal["mixture"] = "mixture"
+    """Several sources."""
+    parts: tuple[Part, ...] = Field(min_length=1)
+    """The sources. A question that an earlier part has asked is left out of a later one."""
+    count: int | None = Field(default=None, ge=1)
+    """Problems in all; by default as many as the weights allow, none twice."""
+    seed: int = Field(default=0, ge=0)
+    """Which problems of each part are drawn, and their order."""
+
+
+ProblemSource = Annotated[ToySource | FileSource | HubSource | GymSource | MixtureSource, Field(discriminator="source")]
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,26 @@ class ProblemSet:
     problems: list[Problem]
     refused: dict[str, int] = field(default_factory=dict)
     """Reason -> number of rows, such as `{"not JSON": 2, "question asked before": 1}`."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of sound problems that a filter left out, such as `{"pass rate above 0.8": 31}`."""
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a mixture: its part -> problems drawn, problems there were."""
 
     def remarks(self, where: str) -> list[str]:
-        """What to tell of the rows left out, if any were."""
-        counts = ", ".join(f"{number} × {reason}" for reason, number in self.refused.items())
-        return [f"{where}: {sum(self.refused.values())} rows left out ({counts})"] if counts else []
+        """What to tell of a mixture's shares, and of what was left out, if anything was."""
+        remarks = []
+        if self.parts:
+            shares = ", ".join(f"{drawn} of {size} × {name}" for name, (drawn, size) in self.parts.items())
+            remarks.append(f"{where}: a mixture of {len(self.problems)} ({shares})")
+        for what, counts in (("rows left out", self.refused), ("problems filtered out", self.filtered)):
+            if counts:
+                remarks.append(f"{where}: {sum(counts.values())} {what} ({_counted(counts)})")
+        return remarks
+
+    def report(self) -> dict[str, Any]:
+        """The counts, for a stage's notes."""
+        parts = {name: {"drawn": drawn, "of": size} for name, (drawn, size) in self.parts.items()}
+        return {"problems": len(self.problems), "refused": self.refused, "filtered": self.filtered, "parts": parts}
 
 
 def load_problems(source: ProblemSource, where: str) -> list[Problem]:
@@ -96,43 +116,72 @@ def load_problem_set(source: ProblemSource, where: str) -> ProblemSet:
     `where` is the configuration's key that names the source. Raises UserError when the source cannot be read or nothing
     is left of it.
     """
+    if isinstance(source, MixtureSource):
+        return _mix(source, where)
     if isinstance(source, ToySource):
         try:
             return ProblemSet(toy_problems(source))
         except ValueError as error:
             raise UserError(str(error), where=f"{where}.count", mend="ask for fewer, or for longer chains") from error
+    if isinstance(source, GymSource):
+        rows, stem = gym_rows(source, where), f"{source.task}-{source.seed}"
+        return _select(source, rows, _made, place=f"reasoning-gym {source.task}", stem=stem, where=where)
+    columns = source
+
+    def read(row: Row, stem: str) -> tuple[Problem, str]:
+        name, question, answer, fault = read_columns(row, columns)
+        return Problem(f"{stem}:{name}", question, answer, stem), fault
+
     if isinstance(source, FileSource):
         path = Path(source.path)
-        return _select(source, read_rows(path), place=str(path), stem=path.stem, where=where)
-    return _select(source, _hub_rows(source, where), place=source.name, stem=source.name.split("/")[-1], where=where)
+        return _select(source, read_rows(path), read, place=str(path), stem=path.stem, where=where)
+    return _select(source, _hub_rows(source, where), read, place=source.name, stem=source.name.split("/")[-1], where=where)
 
 
-def _select(source: FileSource | HubSource, rows: Iterable[Row], *, place: str, stem: str, where: str) -> ProblemSet:
+def _made(row: Row, stem: str) -> tuple[Problem, str]:
+    values = {"question": "", "answer": "", "metadata": None, **row.values}
+    return Problem(f"{stem}:{row.number}", values["question"], values["answer"], stem, values["metadata"]), row.fault
+
+
+def _select(
+    source: Chosen, rows: Iterable[Row], read: Callable[[Row, str], tuple[Problem, str]], *, place: str, stem: str, where: str
+) -> ProblemSet:
     problems: dict[str, Problem] = {}
+    names: set[str] = set()
     refused: dict[str, int] = {}
     columns: set[str] = set()
     for row in rows:
         columns |= row.values.keys()
-        question, answer, fault = _read(row, source)
-        if not fault and question in problems:
+        problem, fault = read(row, stem)
+        if not fault and problem.question in problems:
             fault = "question asked before"
+        if not fault and problem.id in names:
+            fault = "id used before"
         if fault:
             if sum(refused.values()) < SHOWN:
                 print(f"warning: {place}: line {row.number}: {fault}; the row is left out", file=sys.stderr)
             refused[fault] = refused.get(fault, 0) + 1
         else:
-            problems[question] = Problem(f"{stem}:{row.number}", question, answer, stem)
+            problems[problem.question] = problem
+            names.add(problem.id)
     total = sum(refused.values())
     if total > SHOWN:
         print(f"warning: {place}: {total} of {total + len(problems)} rows are left out", file=sys.stderr)
-    counts = ", ".join(f"{number} × {reason}" for reason, number in refused.items())
     if not problems:
         mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows with these columns"
-        wanted = f"`{source.question}` and `{source.answer}`"
-        what = f"no problem is left of it ({counts or 'no rows'}); `{where}` wants the columns {wanted}"
+        what = f"no problem is left of it ({_counted(refused) or 'no rows'})"
+        if isinstance(source, Columns):
+            wanted = " and ".join(f"`{column}`" for column in (*source.questions, source.answer))
+            what += f"; `{where}` wants the columns {wanted}"
         raise UserError(what, where=place, mend=mend)
     longest = source.longest_question
     ordered = [problem for problem in problems.values() if longest is None or len(problem.question) <= longest]
+    filtered: dict[str, int] = {}
+    if source.pass_rate is not None and ordered:
+        ordered, filtered = keep_by_pass_rate(source.pass_rate, ordered, where)
+        if not ordered:
+            what = f"no problem has a pass rate in these bounds ({_counted(filtered)})"
+            raise UserError(what, where=f"{where}.pass_rate", mend="widen `low` and `high`")
     if source.shuffle_seed is not None:
         random.Random(source.shuffle_seed).shuffle(ordered)
     end = None if source.limit is None else source.offset + source.limit
@@ -142,38 +191,30 @@ def _select(source: FileSource | HubSource, rows: Iterable[Row], *, place: str, 
         if longest is not None:
             what += f" with questions of at most {longest} characters"
         raise UserError(what, where=f"{where}.offset", mend="make it smaller" if ordered else "raise `longest_question`")
-    return ProblemSet(chosen, refused)
+    return ProblemSet(chosen, refused, filtered)
 
 
-def _read(row: Row, source: Columns) -> tuple[str, str, str]:
-    """Question, answer, and the fault that makes them unusable (empty when there is none)."""
-    if row.fault:
-        return "", "", row.fault
-    texts = []
-    for column in (source.question, source.answer):
-        value = row.values.get(column)
-        if column not in row.values:
-            return "", "", f"no column `{column}`"
-        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            return "", "", f"column `{column}` is neither text nor number"
-        if isinstance(value, float) and not math.isfinite(value):
-            return "", "", f"column `{column}` is no finite number"
-        text = "" if value is None else str(value).strip()
-        if not text:
-            return "", "", f"column `{column}` is empty"
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            return "", "", f"column `{column}` has half a character in it"
-        texts.append(text)
-    question, answer = texts
-    if source.answer_after is not None:
-        _, found, after = answer.rpartition(source.answer_after)
-        if not found:
-            return "", "", f"no `{source.answer_after}` in column `{source.answer}`"
-        # `$1,200` is how data sets write 1200; a comma that does not part thousands is kept.
-        answer = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", after.replace("$", "")).strip()
-        if not answer:
-            return "", "", f"nothing after `{source.answer_after}` in column `{source.answer}`"
-    return question, answer, ""
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} × {reason}" for reason, number in counts.items())
+
+
+def _mix(source: MixtureSource, where: str) -> ProblemSet:
+    asked: set[str] = set()
+    pools: list[list[Problem]] = []
+    refused: dict[str, int] = {}
+    filtered: dict[str, int] = {}
+    for index, part in enumerate(source.parts):
+        found = load_problem_set(part.problems, f"{where}.parts.{index}.problems")
+        fresh = [problem for problem in found.problems if problem.question not in asked]
+        again = {"asked in an earlier part": len(found.problems) - len(fresh)} if len(fresh) < len(found.problems) else {}
+        for counts, more in ((refused, found.refused), (filtered, found.filtered), (filtered, again)):
+            counts.update({reason: counts.get(reason, 0) + number for reason, number in more.items()})
+        asked.update(problem.question for problem in fresh)
+        random.Random(f"mixture-{source.seed}-{index}").shuffle(fresh)
+        pools.append(fresh)
+    shares = shares_of([part.weight for part in source.parts], [len(pool) for pool in pools], source.count, where)
+    drawn, parts = draw(pools, shares, source.seed)
+    return ProblemSet(drawn, refused, filtered, parts)
 
 
 def _hub_rows(source: HubSource, where: str) -> Iterator[Row]:

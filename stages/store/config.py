@@ -32,6 +32,11 @@ class ExternalFile:
     """Marks a field that names a file or folder of the user's; its content's digest goes into the fingerprint."""
 
 
+@dataclass(frozen=True)
+class Added:
+    """Marks a semantic field that came later: at its default it is no part of the fingerprint, which stays as it was."""
+
+
 def _checkpoint(text: str) -> str:
     stage, _, step = text.partition("@")
     if not (stage and step.isdecimal() and int(step) > 0):
@@ -40,6 +45,7 @@ def _checkpoint(text: str) -> str:
 
 
 EXECUTION = Execution()
+ADDED = Added()
 ModelRef = Annotated[str, StageInput("model")]
 DatasetRef = Annotated[str, StageInput("dataset")]
 ReportRef = Annotated[str, StageInput("report")]
@@ -104,12 +110,17 @@ def semantic(value: Any) -> Any:
     """The part of a configuration that decides the result, as plain JSON values."""
     if isinstance(value, BaseModel):
         names = (n for n in type(value).model_fields if field_marker(type(value), n) is None)
-        return {name: semantic(getattr(value, name)) for name in names}
+        return {name: semantic(getattr(value, name)) for name in names if not _added_and_unsaid(value, name)}
     if isinstance(value, dict):
         return {key: semantic(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [semantic(item) for item in value]
     return value
+
+
+def _added_and_unsaid(value: BaseModel, name: str) -> bool:
+    field = type(value).model_fields[name]
+    return ADDED in field.metadata and getattr(value, name) == field.default
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:

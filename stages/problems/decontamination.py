@@ -1,0 +1,92 @@
+"""Training problems that an evaluation asks are left out: what was trained on cannot be measured.
+
+The R1 paper leaves out whatever shares 10 words in a row with an evaluation's question; the default here is 13, as is usual.
+Only questions are compared. A problem that was paraphrased or translated is not found by this.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from stages.problems.episode import Problem
+from stages.problems.ngrams import Questions
+from stages.problems.sources import ProblemSource
+from stages.store.config import ADDED, Config, ExternalPath, StageConfig
+
+
+class Decontamination(Config):
+    """Which questions are kept out, and what makes two questions the same."""
+
+    n: int = Field(default=13, ge=3)
+    """Words in a row that make two questions the same (GPT-3: 13, the R1 paper: 10). Shorter questions are compared whole."""
+    against: tuple[ProblemSource, ...] | None = None
+    """Sources whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
+    tasks: tuple[str, ...] | None = None
+    """lm-eval tasks, by name, whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
+    task_files: tuple[ExternalPath, ...] | None = None
+    """lm-eval tasks, as YAML files, whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
+
+
+class Decontaminated(StageConfig):
+    """What stages have that train on problems, or make data of them."""
+
+    decontaminate: Annotated[Decontamination | None, ADDED] = None
+    """Leaves out problems that an evaluation asks, by n-grams; `{}` for the defaults. By default only what is held out
+    word for word is left out."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A problem left out, and where it was found."""
+
+    problem: str
+    """Its id."""
+    found_in: str
+    """The evaluation's source and problem, such as `evaluation: gsm8k_test:17`."""
+    words: str
+    """The words that both have, or the whole question where it is short or parted otherwise."""
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Problems that no evaluation asks, and those that one does."""
+
+    problems: list[Problem]
+    leaks: list[Leak]
+    n: int
+
+    def remarks(self, where: str) -> list[str]:
+        """What to tell of what was left out, if anything was."""
+        if not self.leaks:
+            return []
+        counts: dict[str, int] = {}
+        for leak in self.leaks:
+            source = leak.found_in.rpartition(":")[0]
+            counts[source] = counts.get(source, 0) + 1
+        told = ", ".join(f"{number} × {source}" for source, number in counts.items())
+        first = self.leaks[0]
+        example = f"the first: {first.problem} is {first.found_in}"
+        return [f"{where}: {len(self.leaks)} left out, because an evaluation asks them ({told}; {example})"]
+
+    def report(self) -> dict[str, Any]:
+        """Every problem left out, for a stage's notes."""
+        return {"n": self.n, "left_out": [asdict(leak) for leak in self.leaks]}
+
+
+def without_leaks(problems: list[Problem], asked: Iterable[tuple[str, str]], n: int) -> Cleaned:
+    """Leave out the problems whose question is found among those asked.
+
+    `asked`: name (`evaluation: gsm8k_test:17`) and text of each evaluation's question.
+    """
+    questions = Questions(n)
+    for name, question in asked:
+        questions.add(name, question)
+    kept, leaks = list[Problem](), list[Leak]()
+    for problem, found in zip(problems, questions.find([problem.question for problem in problems]), strict=True):
+        if found is None:
+            kept.append(problem)
+        else:
+            leaks.append(Leak(problem.id, found.name, found.words))
+    return Cleaned(kept, leaks, n)
