@@ -6,7 +6,7 @@ and the last three filters are used only where a recipe sets them.
 
 import re
 from collections import Counter
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from stages.problems.episode import Episode
 from stages.rewards.language import readable
 from stages.rewards.score import Rewards
 from stages.rewards.tags import thinking
-from stages.store.config import Config
+from stages.store.config import ADDED, Config
 
 FILTERS = ("finished", "correct", "format", "thinking", "language", "repetition")
 """What every answer must pass, in this order; an answer that fails is counted under the first one it fails."""
@@ -33,13 +33,13 @@ class Filters(Config):
     """Length of the word sequences whose repetition is counted; words are parted by whitespace and commas."""
     max_repeats: int = Field(default=3, ge=1)
     """Most times such a sequence may stand in the thinking."""
-    min_length: int | None = Field(default=None, ge=1)
+    min_length: Annotated[int | None, ADDED] = Field(default=None, ge=1)
     """Fewest characters of a whole answer, tags included; null: any."""
-    max_length: int | None = Field(default=None, ge=1)
+    max_length: Annotated[int | None, ADDED] = Field(default=None, ge=1)
     """Most characters of a whole answer, tags included; null: any."""
-    longest_paragraph: int | None = Field(default=None, ge=1)
+    longest_paragraph: Annotated[int | None, ADDED] = Field(default=None, ge=1)
     """Most characters of the thinking between two empty lines; null: any. The paper drops long paragraphs."""
-    code_blocks: bool = True
+    code_blocks: Annotated[bool, ADDED] = True
     """Whether a fenced code block (```) may stand in the thinking. The paper drops them."""
 
     @model_validator(mode="after")
