@@ -135,7 +135,8 @@ def _sample_chunk(context: StageContext[CurateConfig], rollout: Rollout, number:
         rollout, problems, config.template, config.sampling, config.samples, seed=config.seed, purpose="curate", step=0
     )
     episodes = [episode for group in groups for episode in group.episodes]
-    score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
+    rewards = config.rewards.located(context.inputs)
+    score(rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
     write_groups(_chunk_path(context, number), groups)
     return groups
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from stages.problems.episode import Episode
 from stages.rewards.language import readable
-from stages.rewards.score import Rewards
+from stages.rewards.settings import Rewards
 from stages.rewards.tags import thinking
 from stages.store.config import Config
 
@@ -36,7 +36,7 @@ def first_failure(episode: Episode, filters: Filters, rewards: Rewards) -> str |
         "correct": episode.scored.verdict == "right",
         "format": episode.scored.parts["format"] == 1.0,
         "thinking": len(thought) >= filters.min_thinking,
-        "language": readable(thought, rewards.language_target, filters.min_language),
+        "language": readable(thought, rewards.language_target, filters.min_language, rewards.language_by),
         "repetition": most_repeats(thought, filters.repetition_words) <= filters.max_repeats,
     }
     return next((name for name in FILTERS if not passed[name]), None)
