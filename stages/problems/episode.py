@@ -33,7 +33,8 @@ class Reward:
     total: float
     """Weighted sum of the parts: what GRPO sees."""
     parts: dict[str, float]
-    """Unweighted parts by name, of `PARTS` or the user's. A part that cannot be measured, or that nothing asks for, is left out."""
+    """Unweighted parts by name, of `PARTS` or the user's. A part that cannot be measured, or that nothing asks for, is
+    left out."""
     verdict: Verdict
 
 

@@ -57,9 +57,9 @@ def _powers(tokens: list[str], position: int, depth: int) -> tuple[float, int]:
     while position < len(tokens):
         if tokens[position] == "!":
             value = 10.0 ** min(size, 300.0)
-            if value > LARGEST_FACTORIAL:
+            if value > LARGEST_FACTORIAL * 1.001:  # logarithms are rounded
                 raise _TooBig
-            size, position = _checked(value * max(size, 1.0)), position + 1
+            size, position = _checked(math.lgamma(value + 1) / math.log(10)), position + 1
         elif tokens[position] in ("^", "**"):
             exponent, position = _powers(tokens, position + 1, depth + 1)
             size = _checked(max(abs(size), 0.3) * 10.0 ** min(exponent, 300.0)) if exponent > 0 else size

@@ -1,8 +1,8 @@
 """Rewards of the user's own: any `module:function`, in a killable process of its own.
 
-The function is given one answer as a dict: `question`, `reference`, `text` (thinking and all), `answer` (the final one, or None),
-`truncated`, `tokens` (how many), `metadata` (of the problem, or None). It returns a number, or None where there is nothing to be
-measured. The fingerprint knows its name, not its code: after a change run the stage with `--fresh`.
+The function is given one answer as a dict: `question`, `reference`, `text` (thinking and all), `answer` (the final one, or
+None), `truncated`, `tokens` (how many), `metadata` (of the problem, or None). It returns a number, or None where there is
+nothing to be measured. The fingerprint knows its name, not its code: after a change run the stage with `--fresh`.
 """
 
 import json

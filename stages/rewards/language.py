@@ -8,7 +8,8 @@ import re
 from typing import Any, Literal
 
 Language = Literal[
-    "english", "chinese", "japanese", "korean", "russian", "arabic", "german", "french", "spanish", "italian", "portuguese", "digits"
+    "english", "chinese", "japanese", "korean", "russian", "arabic", "german", "french", "spanish", "italian", "portuguese",
+    "digits",
 ]  # fmt: skip
 Detection = Literal["script", "sentence"]
 
@@ -41,7 +42,7 @@ def language_share(thought: str, language: Language, by: Detection = "script") -
     """Units of the target language / all units, 0 to 1; None when there is nothing to count.
 
     `by="script"`: a word counts when all its letters are of the language's script; English has ASCII letters alone, so French
-    without accents passes as English and `naïve` does not. `by="sentence"`: it must stand in a sentence of the language besides.
+    without accents passes as English and `naïve` does not. `by="sentence"`: it must stand in a sentence of the language too.
     Text without letters (`4*3=12`) is neutral and left out, as is a single Greek letter (a mathematical symbol). `digits` is
     for the toy's two scripts: the characters 0-9 against a-z.
 

@@ -66,8 +66,10 @@ class Worker:
         process = self._running()
         self._number += 1
         deadline = time.monotonic() + self.limits.wall_s + GRACE_S
-        sent = self._send(process, json.dumps([self._number, list(arguments)]).encode() + b"\n", deadline)
-        line = self._line(process, deadline) if sent else None
+        if not self._send(process, json.dumps([self._number, list(arguments)]).encode() + b"\n", deadline):
+            self.end()  # half a request is in the pipe, which the next one must not follow
+            return Reply(fault=ENDED)
+        line = self._line(process, deadline)
         while line is not None:
             if line.startswith(ENDED):
                 self.copy = None  # the next request waits for the new one

@@ -64,19 +64,19 @@ class Rewards(Config):
     repetition_words: int = Field(default=8, ge=1)
     """Length of these sequences; words are parted by whitespace and commas."""
     preference: float = Field(default=0.0, ge=0)
-    """Weight of what the reward model `preference_model` says (any number). The paper: in the last RL, in its last 400 steps."""
+    """Weight of what the reward model `preference_model` says (any number). The paper: in the last 400 steps of the last RL."""
     preference_model: PreferenceModel | None = None
     """The reward model."""
-    functions: dict[str, FunctionReward] = {}
+    functions: dict[str, FunctionReward] = Field(default_factory=dict)
     """Rewards of your own by name: `brevity: {function: my_rewards:brevity, weight: 0.2}`."""
     random: float = Field(default=0.0, ge=0)
     """Weight of a fair coin that has nothing to do with the answer. A control arm: what a policy gains from it, its base had
     (Spurious Rewards, arXiv 2506.10947)."""
-    gates: dict[str, str] = {}
-    """Part -> another part that must be 1 for it to count: `{language: accuracy}` rewards the language of right answers only."""
+    gates: dict[str, str] = Field(default_factory=dict)
+    """Part -> another that must be 1 for it to count: `{language: accuracy}` rewards the language of right answers only."""
     verifier: Verifier = "math"
-    """How a final answer is compared: `exact` text, `numeric` value, `math` (math-verify), or `reasoning_gym` (the scorer of the
-    task that made the problem)."""
+    """How a final answer is compared: `exact` text, `numeric` value, `math` (math-verify), or `reasoning_gym` (the scorer of
+    the task that made the problem)."""
     answer_in: AnswerPlace = "tags"
     r"""Where the final answer stands: in the paper's `<answer>` tags, or in the one `\boxed{}` after the thinking."""
     require_thinking: bool = True
@@ -86,8 +86,8 @@ class Rewards(Config):
     language_by: Detection = "script"
     """`script` goes by letters: exact for languages with a script of their own, and takes French for English. `sentence` asks
     py3langid for the language of each sentence besides."""
-    verify_timeout_s: Annotated[float, EXECUTION] = Field(default=5.0, gt=0)
-    """Seconds of processor time that a verifier may take for an answer; beyond it there is no verdict."""
+    verify_timeout_s: Annotated[float, EXECUTION] = Field(default=2.0, gt=0)
+    """Seconds of processor time that a verifier may take for an answer (usually 0.01); beyond it there is no verdict."""
     verify_wall_s: Annotated[float, EXECUTION] = Field(default=30.0, gt=0)
     """The same by the clock, for a verifier that waits; on a busy machine a process may get little of the processor."""
     verify_processes: Annotated[int, EXECUTION] = Field(default=2, ge=1)

@@ -28,7 +28,8 @@ class Asked(NamedTuple):
 class Judge(Protocol):
     """What a row of the table names: a verdict per answer, in order; `none` when there is none within the limits."""
 
-    def __call__(self, asked: Sequence[Asked], rewards: "Rewards") -> list[Verdict]: ...
+    def __call__(self, asked: Sequence[Asked], rewards: "Rewards") -> list[Verdict]:
+        """Judge them."""
 
 
 @dataclass(frozen=True)

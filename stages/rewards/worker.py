@@ -65,7 +65,7 @@ def load(function: str) -> Called:
 
 def _serve(called: Called, told: int, cpu_s: float, wall_s: float) -> None:
     _tell(told, f"{READY} {os.getpid()}")
-    with open(0, "rb", closefd=False) as lines:  # noqa: PTH123 - a descriptor, not a path
+    with open(0, "rb", closefd=False) as lines:
         for line in lines:
             try:
                 number, arguments = json.loads(line)
