@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,6 +19,7 @@ from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards, same_answer, score
 from stages.rewards.tags import final_answer, thinking
 from stages.store.errors import UserError
+from tests.conftest import ROOT
 
 # text, final answer, well formed, well formed when thinking may be empty
 ANSWERS = [
@@ -149,6 +152,15 @@ def test_a_process_that_waits_is_ended_by_the_clock(worker):
     started = time.monotonic()
     assert worker.ask([-1]).fault == "ended"
     assert 0.4 < time.monotonic() - started < 30
+
+
+def test_a_process_that_waits_ends_itself_though_nobody_kills_it():
+    command = [sys.executable, "-m", "stages.rewards.worker", SPIN, "60", "0.2", "0"]
+    done = subprocess.run(
+        command, input="[1, [-1]]\n", stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False, process_group=0
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ready", "ended", "ready"]
+    assert done.returncode == 0  # the input has ended
 
 
 def test_a_process_that_is_stopped_is_killed(worker):

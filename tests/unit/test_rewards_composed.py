@@ -276,6 +276,8 @@ def test_answers_without_verdict_are_in_no_minibatch():
     batches = list(prepared.minibatches)
     assert [a.episode.sample for batch in batches for a in batch.answers] == [0, 1, 2]
     assert all(a.episode.problem is groups[0].problem for batch in batches for a in batch.answers)
+    # Nor do they take weight from the others: three answers of two tokens each.
+    assert [weight for batch in batches for weight in batch.weights] == pytest.approx([1 / 6] * 3)
     assert [bool(v) for v in rewards_of(groups)[1][1]] == [False] * 4
     assert rollout_metrics(groups)["rollout/zero_variance"] == 0.5  # nothing to be learned from a group without verdicts
 

@@ -118,6 +118,7 @@ TEXTS = [
     (r"so \boxed{5}", "boxed", "5", "right"),
     (r"so \boxed{5}, that is \boxed{5}", "boxed", "5", "right"),
     (r"\boxed{4} or \boxed{5}", "boxed", "5", "wrong"),
+    (r"\boxed{4} or \boxed{5}", "boxed", "4", "wrong"),
     (r"<think>\boxed{4}? no</think> \boxed{5}", "boxed", "5", "right"),
     (r"<think>\boxed{5}</think> so it is 5", "boxed", "5", "wrong"),
     (r"<think>it is \boxed{5}", "boxed", "5", "wrong"),
