@@ -35,7 +35,7 @@ def run(context: StageContext[CurateConfig]) -> Result:
     Raises UserError when nothing is left, and while verdicts of a review are missing.
     """
     config = context.config
-    template = _template(config)
+    template, judged = _template(config), config.rewards.remarks()
     if config.rewrite is not None:
         config.rewrite.endpoint.key()  # before anything is sampled
     source = load_problem_set(config.problems, "problems")
@@ -63,7 +63,7 @@ def run(context: StageContext[CurateConfig]) -> Result:
         "answers": _ordered(chosen.fates, config),
         "problems": source.report() | {"decontaminated": cleaned.report()},
     }
-    remarks = [*source.remarks("problems"), *cleaned.remarks("problems")]
+    remarks = [*judged, *source.remarks("problems"), *cleaned.remarks("problems")]
     if left_out := len(taken) - len(problems):
         remarks.append(f"few_shot: {left_out} problems are worked examples and were left out")
     return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=selection.tokens)

@@ -72,10 +72,11 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     config, folder = context.config, context.folder
     source = load_problem_set(config.held_out, "held_out")
     problems = {problem.id: problem for problem in source.problems}
+    judged, rewards = config.rewards.remarks(), config.rewards.located(context.inputs)
 
     def scored(groups: Sequence[Group]) -> None:
         episodes = [episode for group in groups for episode in group.episodes]
-        score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-evaluate")
+        score(rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-evaluate")
 
     hooks = Hooks(score=scored, check_stop=context.stop.check)
     with open_rollout(config.rollout, context.inputs["model"], config.compute.device, folder.path / "vllm.log") as rollout:
@@ -94,7 +95,7 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     with whole_folder(folder.output("report")) as report:
         write_json(report / "metrics.json", evaluation.metrics)
         write_json(report / "problems.json", evaluation.problems)
-    return Result(metrics=evaluation.metrics, remarks=source.remarks("held_out"), tokens=progress.tokens)
+    return Result(metrics=evaluation.metrics, remarks=[*judged, *source.remarks("held_out")], tokens=progress.tokens)
 
 
 KIND = StageKind(name="evaluate_model", version=1, config=EvaluateModelConfig, output="report", run=run)

@@ -74,6 +74,7 @@ def run(context: StageContext[RLConfig]) -> Result:
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
 
     config = context.config
+    remarks = config.rewards.remarks()
     problems = load_problem_set(config.problems, "problems")
     held_out = load_problem_set(config.held_out, "held_out")
     kept_back = {problem.question for problem in held_out.problems}
@@ -94,7 +95,7 @@ def run(context: StageContext[RLConfig]) -> Result:
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
         result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
-    result.remarks += [*problems.remarks("problems"), *held_out.remarks("held_out")]
+    result.remarks += [*remarks, *problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")
     result.remarks += cleaned.remarks("problems")

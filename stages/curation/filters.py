@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from stages.problems.episode import Episode
 from stages.rewards.language import readable
-from stages.rewards.score import Rewards
+from stages.rewards.settings import Rewards
 from stages.rewards.tags import thinking
 from stages.store.config import ADDED, Config
 
@@ -67,7 +67,7 @@ def first_failure(episode: Episode, filters: Filters, rewards: Rewards) -> str |
         "correct": episode.scored.verdict == "right",
         "format": episode.scored.parts["format"] == 1.0,
         "thinking": len(thought) >= filters.min_thinking,
-        "language": readable(thought, rewards.language_target, filters.min_language),
+        "language": readable(thought, rewards.language_target, filters.min_language, rewards.language_by),
         "repetition": most_repeats(thought, filters.repetition_words) <= filters.max_repeats,
         "length": _within(len(episode.text), filters.min_length, filters.max_length),
         "paragraph": _within(longest_paragraph(thought), None, filters.longest_paragraph),

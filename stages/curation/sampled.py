@@ -71,7 +71,12 @@ class Sampled:
             rollout, problems, self._template, config.sampling, config.samples, seed=config.seed, purpose="curate", step=0
         )
         episodes = [episode for group in groups for episode in group.episodes]
-        score(config.rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
+        score(
+            config.rewards.located(self._context.inputs),
+            episodes,
+            max_tokens=config.sampling.max_tokens,
+            key=f"{config.seed}-curate",
+        )
         write_groups(self._path(number), groups)
         return groups
 

@@ -13,7 +13,7 @@ def problem_metrics(group: Group, rewards: Rewards) -> dict[str, float]:
     An answer without a verdict is not right; `no_verdict` says how many there are.
     """
     right = [e.scored.verdict == "right" for e in group.episodes]
-    answers = [None if e.truncated else final_answer(e.text) for e in group.episodes]
+    answers = [None if e.truncated else final_answer(e.text, rewards.answer_in) for e in group.episodes]
     k = len(right)
     numbers = {
         "accuracy": mean([float(r) for r in right]),

@@ -11,6 +11,7 @@ import torch
 from stages.grpo.advantages import zero_variance
 from stages.problems.episode import PARTS, Episode, Group
 from stages.rewards.reflection import reflective_words
+from stages.rewards.tags import several_answers
 
 NAMES = {
     "train/loss": "policy loss plus weighted KL (and a shared value model's loss); as all train/, mean over a step's updates",
@@ -37,11 +38,15 @@ NAMES = {
     "reward/format": "share of answers in the strict format",
     "reward/language": "share of the thinking in the target language, mean over answers that think",
     "reward/overlong": "soft punishment of answers near the limit, -1 to 0, mean (only with `rewards.overlong`)",
+    "reward/repetition": "penalty for repeated word sequences, -1 to 0, mean (only with `rewards.repetition`)",
+    "reward/preference": "what the reward model says, mean (only with `rewards.preference`)",
     "reward/random": "fair coin of the control arm, mean (only with `rewards.random`)",
     "reward/accuracy_std": "standard deviation over answers, as for the following",
     "reward/format_std": "of the format",
     "reward/language_std": "of the language",
     "reward/overlong_std": "of the overlong punishment",
+    "reward/repetition_std": "of the repetition penalty",
+    "reward/preference_std": "of the preference",
     "reward/random_std": "of the coin",
     "reward/kl_penalty": "what an answer pays for its KL, mean over those trained on (only with a KL in the reward)",
     "rollout/length": "tokens of an answer, mean",
@@ -49,6 +54,7 @@ NAMES = {
     "rollout/length_wrong": "tokens of a wrong answer, mean",
     "rollout/truncated": "share of answers cut at the limit",
     "rollout/no_verdict": "share of answers the verifier had no verdict on",
+    "rollout/several_answers": "share of answers that state several final answers",
     "rollout/zero_variance": "share of groups whose rewards are all equal: they carry no signal",
     "rollout/pass_at_k": "share of problems with at least one right answer among their k = `samples`",
     "rollout/reflective_words": "words such as wait, check, however in an answer, mean",
@@ -59,9 +65,17 @@ NAMES = {
     "eval/format": "share in the strict format on held-out problems",
     "eval/language": "share of the thinking in the target language on held-out problems",
     "eval/overlong": "soft punishment of answers near the limit on held-out problems",
+    "eval/repetition": "penalty for repeated word sequences on held-out problems",
+    "eval/preference": "what the reward model says on held-out problems",
     "eval/random": "fair coin of the control arm on held-out problems",
     "eval/length": "tokens of an answer on held-out problems, mean",
     "eval/pass_at_k": "share of held-out problems with at least one right answer (with more than one sample)",
+    "health/canaries_missed": "answers with known verdicts that the verifier misjudged (each `health.canary_every` steps)",
+    "health/canary": "1 in a step with this alarm, as the following",
+    "health/no_verdict": "too many answers without verdict",
+    "health/several_answers": "too many answers that state several final answers",
+    "health/format_gain": "format rose while accuracy was flat",
+    "health/length_factor": "the length drifted while accuracy was flat",
     "time/step": "seconds from one line of the journal to the next: the step and what came after the one before it",
     "time/sample": "seconds of sampling",
     "time/score": "seconds of judging answers after the last was sampled (the others are judged while sampling goes on)",
@@ -85,7 +99,8 @@ def reward_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "reward/total": fmean(e.scored.total for e in episodes),
         "reward/std": pstdev([e.scored.total for e in episodes]),
     }
-    for part in PARTS:
+    own = {part: None for e in episodes for part in e.scored.parts if part not in PARTS}
+    for part in (*PARTS, *own):
         values = [e.scored.parts[part] for e in episodes if part in e.scored.parts]
         if values:
             found[f"reward/{part}"] = fmean(values)
@@ -100,6 +115,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/length": fmean(len(e.completion_ids) for e in episodes),
         "rollout/truncated": fmean(float(e.truncated) for e in episodes),
         "rollout/no_verdict": fmean(float(e.scored.verdict == "none") for e in episodes),
+        "rollout/several_answers": fmean(float(several_answers(e.text)) for e in episodes),
         "rollout/pass_at_k": pass_at_k(groups),
         "rollout/reflective_words": fmean(reflective_words(e.text) for e in episodes),
     }

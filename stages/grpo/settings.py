@@ -19,6 +19,7 @@ from stages.grpo.algorithms import (
     RatioName,
     with_defaults,
 )
+from stages.rewards.health import Health
 from stages.store.config import ADDED, EXECUTION, Config
 from stages.supervised.settings import Packing
 
@@ -128,6 +129,8 @@ class GRPO(Training):
     """Held-out evaluation during training."""
     collapse: Collapse = Collapse()
     """When to stop early."""
+    health: Annotated[Health, EXECUTION] = Health()
+    """When to warn, or stop, because the rewards are being gamed or a verifier fails."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
     packing: Annotated[Packing, EXECUTION] = Packing()

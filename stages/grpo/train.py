@@ -24,12 +24,14 @@ from stages.grpo.sampler import ProblemSampler
 from stages.grpo.select import Selection
 from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
+from stages.rewards.health import Watch, summary
+from stages.rewards.verifiers import canaries_missed
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
-from stages.store.errors import Interrupted
+from stages.store.errors import Interrupted, UserError
 from stages.store.stage import Result, StageContext
-from stages.tracking.journal import Journal
+from stages.tracking.journal import Journal, read
 
 
 class Trainer:
@@ -54,7 +56,7 @@ class Trainer:
             rollout=self._own_model,
             template=config.template,
             sampling=config.sampling,
-            rewards=config.rewards,
+            rewards=config.rewards.located(context.inputs),
             seed=config.seed,
             rank=context.rank,
             world_size=context.world_size,
@@ -88,6 +90,7 @@ class Trainer:
         config, folder, main = self.config, self.context.folder, self.context.main
         step, copy = self.restore()
         journal = Journal(folder.journal, keep_through=step, copy=copy) if main else None
+        watch = self._watch() if main else None
         clock.lap()
         while step < config.steps and not self.selection.stop(config.collapse):
             trace = folder.path / f"trace-step-{step + 1:06d}.json" if main and step + 1 == config.compute.profile else None
@@ -101,16 +104,21 @@ class Trainer:
                 with clock.span("eval", whole=True):
                     metrics |= self.evaluate(step)
             metrics |= _times(clock.lap(), collected)
+            if watch:
+                metrics |= watch.see(step, metrics)
             if journal:
                 with clock.span("tracking"):
                     write_groups(self._record(step), collected.drawn)
                     journal.append(step, config.steps, metrics)
             stop = ranks.any_rank(self.context.stop.requested)
-            if last or stop or step % config.checkpoints.every == 0:
+            unfit = self._unfit(watch)
+            if last or stop or unfit or step % config.checkpoints.every == 0:
                 with clock.span("checkpoint"):
                     self.checkpoint(step)
-            if stop and not last:
+            if (stop and not last) or unfit:
                 self.checkpoints.finish()
+                if unfit:
+                    raise UserError(unfit, where="health", mend="mend the rewards, or take the alarm out of `health.stop`")
                 raise Interrupted
         self.checkpoints.finish()
         if self.ahead is not None:
@@ -243,6 +251,15 @@ class Trainer:
             parts["reference"] = weights
         self.checkpoints.begin(step, state, parts)
 
+    def _watch(self) -> Watch:
+        """Over the steps that the journal has: the same ones after a resume."""
+        steps = [line.metrics for line in read(self.context.folder.journal)]
+        return Watch(self.config.health, steps, lambda: canaries_missed(self.scene.rewards))
+
+    def _unfit(self, watch: Watch | None) -> str:
+        """Why the rewards' health ends the stage, on every rank; nothing while it does not."""
+        return ranks.gather(watch.stopping if watch else "")[0] if self.config.health.stop else ""
+
     def _remarks(self, step: int) -> list[str]:
         found = []
         if self.ahead is not None:
@@ -255,7 +272,7 @@ class Trainer:
         if self.mismatched:
             alarm = f"train/mismatch_kl was above {self.config.mismatch_alarm:g}"
             found.append(f"sampler and trainer disagreed in {self.mismatched} of {step} steps ({alarm})")
-        return found
+        return found + (summary(line.metrics for line in read(self.context.folder.journal)) if self.context.main else [])
 
 
 def _times(lap: dict[str, float], collected: Collected) -> dict[str, float]:

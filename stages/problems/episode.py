@@ -7,8 +7,8 @@ Verdict = Literal["right", "wrong", "none"]
 """`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong."""
 
 
-PARTS = ("accuracy", "format", "language", "overlong", "random")
-"""Parts that a reward can have."""
+PARTS = ("accuracy", "format", "language", "overlong", "repetition", "preference", "random")
+"""Parts that a reward can have, beside those of the user's own functions."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Reward:
     total: float
     """Weighted sum of the parts: what GRPO sees."""
     parts: dict[str, float]
-    """Unweighted parts by name, of `PARTS`. A part that cannot be measured, or that nothing asks for, is left out."""
+    """Unweighted parts by name, of `PARTS` or the user's. A part that cannot be measured, or that nothing asks for, is
+    left out."""
     verdict: Verdict
 
 

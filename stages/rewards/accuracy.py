@@ -1,38 +1,71 @@
-"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, section 2.2).
+r"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, section 2.2).
 
-Three verifiers. `exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematical expressions with
-math-verify. A verdict `none` (no verdict within the limit, a reference that cannot be read) is kept apart from `wrong`.
+`exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematical expressions with math-verify,
+`reasoning_gym` asks the scorer of the task that made the problem. A verdict `none` (no verdict within the limit, a reference
+that cannot be read) is kept apart from `wrong`.
+
+>>> verdicts([("5", " 5"), ("5", "5.0")], "exact")
+['right', 'wrong']
+>>> verdicts([("5", "5.0"), ("5", "5 or 6"), ("n/a", "5")], "numeric")
+['right', 'wrong', 'none']
+>>> verdicts([("1200", "$1,200"), ("5", "5, 6")], "math")
+['right', 'wrong']
 """
 
-import atexit
-import functools
+import json
 import re
-from typing import Literal
+from collections.abc import Sequence
 
-from stages.problems.episode import Verdict
-from stages.rewards.math_pool import MathPool
+from stages.problems.episode import Problem, Verdict
+from stages.rewards.math_pool import MathPool, verdict_of
 from stages.rewards.numbers import parse_number
+from stages.rewards.pool import shared_pool
+from stages.rewards.settings import Rewards
+from stages.rewards.verifiers import Asked, Verifier, judge
 
-Verifier = Literal["exact", "numeric", "math"]
-
-PROCESSES = 2
-"""Processes of math-verify; most answers are plain numbers and never reach them."""
 LONGEST_EXPRESSION = 1000
 """Characters; a longer answer is wrong without being looked at."""
 _PLAIN = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _TWO_NUMBERS = re.compile(r"[0-9]\s+[0-9]+(?!\s*/)")
 
 
-def verdicts(pairs: list[tuple[str, str]], verifier: Verifier, *, timeout_s: float) -> list[Verdict]:
-    """A verdict per (reference, answer), in order. `timeout_s`: seconds per pair, for `math` only."""
-    if verifier == "exact":
-        return ["right" if _normal(reference) == _normal(answer) else "wrong" for reference, answer in pairs]
-    if verifier == "numeric":
-        return [_numeric(reference, answer) for reference, answer in pairs]
-    quick = [_quick(reference, answer) for reference, answer in pairs]
-    hard = [pair for pair, verdict in zip(pairs, quick, strict=True) if verdict is None]
-    judged = iter(_pool(timeout_s).judge(hard) if hard else [])
+def verdicts(pairs: Sequence[tuple[str, str]], verifier: Verifier, **settings: float) -> list[Verdict]:
+    """A verdict per (reference, answer), in order. `settings`: further fields of `Rewards`, such as `verify_timeout_s`."""
+    asked = [Asked(Problem("", "", reference, ""), answer) for reference, answer in pairs]
+    return judge(asked, Rewards.model_validate({"verifier": verifier, **settings}))
+
+
+def exact(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:  # noqa: ARG001 - a `Judge`
+    """Right when the texts are the same but for whitespace."""
+    return ["right" if _normal(a.problem.answer) == _normal(a.answer) else "wrong" for a in asked]
+
+
+def numeric(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:  # noqa: ARG001 - a `Judge`
+    """Right when both state the same number."""
+    return [_numeric(a.problem.answer, a.answer) for a in asked]
+
+
+def math(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:
+    """Right when math-verify says so; what needs no algebra is decided without it."""
+    quick = [_quick(a.problem.answer, a.answer) for a in asked]
+    hard = [(a.problem.answer, a.answer) for a, verdict in zip(asked, quick, strict=True) if verdict is None]
+    limits = rewards.limits()
+    pool = MathPool(limits.cpu_s, rewards.verify_processes, wall_s=limits.wall_s, shared=True)
+    judged = iter(pool.judge(hard) if hard else [])
     return [next(judged) if verdict is None else verdict for verdict in quick]
+
+
+def reasoning_gym(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:
+    """Right when the scorer of the problem's own task gives its full mark.
+
+    `Problem.metadata` is the `metadata` of reasoning-gym's item as JSON, whose `source_dataset` names the task. A problem
+    without it has no verdict.
+    """
+    pool = shared_pool("stages.rewards.gym:score", rewards.limits(), rewards.verify_processes)
+    replies = iter(
+        pool.ask([[p.question, p.answer, json.loads(p.metadata), answer] for p, answer in asked if p.metadata is not None])
+    )
+    return ["none" if a.problem.metadata is None else verdict_of(next(replies)) for a in asked]
 
 
 def _normal(text: str) -> str:
@@ -61,10 +94,3 @@ def _quick(reference: str, answer: str) -> Verdict | None:
         if _TWO_NUMBERS.search(answer):
             return "wrong"
     return None
-
-
-@functools.cache
-def _pool(timeout_s: float) -> MathPool:
-    pool = MathPool(timeout_s, PROCESSES)
-    atexit.register(pool.end)
-    return pool

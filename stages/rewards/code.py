@@ -14,10 +14,10 @@ called and with what, and can win only by giving the results. `none` says that t
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -26,6 +26,10 @@ from stages.rewards.code_asserts import Check, UnreadableTests, decode, read_ass
 from stages.rewards.sandbox import Sandbox, ready, run
 from stages.rewards.sandbox_watch import Ended, SandboxFailed, Stop, cause
 from stages.store import heartbeat
+
+if TYPE_CHECKING:
+    from stages.rewards.settings import Rewards
+    from stages.rewards.verifiers import Asked
 
 Reason = Literal["no code", "differs", "no result", "error", "signal", "unreadable tests", "sandbox"] | Stop
 """`differs`: another output or value; `no result`: ended before it gave one; `error`: an exception; `signal`: killed by one."""
@@ -85,6 +89,11 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 def judge(pairs: list[tuple[str, str]], settings: Sandbox) -> list[Verdict]:
     """A verdict per (reference, answer), in order. `UserError` when there is no sandbox here."""
     return [judgement.verdict for judgement in judgements(pairs, settings)]
+
+
+def of_rewards(asked: Sequence["Asked"], rewards: "Rewards") -> list[Verdict]:
+    """The judge of the verifier `code`; see stages/rewards/verifiers.py."""
+    return judge([(item.problem.answer, item.answer) for item in asked], rewards.sandbox)
 
 
 def judgements(pairs: list[tuple[str, str]], settings: Sandbox) -> list[Judgement]:

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("question", pa.string()),
         ("answer", pa.string()),
+        ("metadata", pa.string()),
         ("sample", pa.int32()),
         ("prompt", pa.string()),
         ("text", pa.string()),
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("verdict", pa.string()),
         *((part, pa.float64()) for part in PARTS),  # each may be null
+        ("own_parts", pa.string()),  # of the user's functions, as JSON
     ]
 )
 
@@ -51,6 +53,7 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
                 "source": group.problem.source,
                 "question": group.problem.question,
                 "answer": group.problem.answer,
+                "metadata": group.problem.metadata,
                 "sample": episode.sample,
                 "prompt": episode.prompt,
                 "text": episode.text,
@@ -60,6 +63,7 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
                 "finish": episode.finish,
                 "reward": reward.total if reward else None,
                 "verdict": reward.verdict if reward else None,
+                "own_parts": json.dumps({n: v for n, v in reward.parts.items() if n not in PARTS}) if reward else None,
             }
             rows.append(row | {part: reward.parts.get(part) if reward else None for part in PARTS})
     buffer = io.BytesIO()
@@ -75,10 +79,10 @@ def read_groups(path: Path) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     for row in _read(path).to_pylist():
-        problem = Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], source=row["source"])
+        problem = Problem(row["problem_id"], row["question"], row["answer"], row["source"], row["metadata"])
         reward = None
         if row["reward"] is not None:
-            parts = {part: row[part] for part in PARTS if row[part] is not None}
+            parts = {part: row[part] for part in PARTS if row[part] is not None} | json.loads(row["own_parts"])
             reward = Reward(total=row["reward"], parts=parts, verdict=row["verdict"])
         episode = Episode(
             problem=problem,

@@ -120,7 +120,7 @@ def semantic(value: Any) -> Any:
 
 def _added_and_unsaid(value: BaseModel, name: str) -> bool:
     field = type(value).model_fields[name]
-    return ADDED in field.metadata and getattr(value, name) == field.default
+    return ADDED in field.metadata and getattr(value, name) == field.get_default(call_default_factory=True)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:

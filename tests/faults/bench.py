@@ -289,7 +289,7 @@ def verifier_never_returns(bench: Bench) -> None:
         assert time.monotonic() - began < len(places) * (limit_s + 20.0), "past its bound"
     finally:
         pool.end()
-    assert not [p for p in psutil.Process().children(recursive=True) if "stages.rewards.math_worker" in p.cmdline()]
+    assert not [p for p in psutil.Process().children(recursive=True) if "stages.rewards.worker" in p.cmdline()]
 
 
 @contextlib.contextmanager

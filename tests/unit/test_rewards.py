@@ -1,8 +1,11 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -11,10 +14,12 @@ from stages.problems.episode import Episode, Problem
 from stages.rewards.accuracy import verdicts
 from stages.rewards.format import well_formed
 from stages.rewards.language import language_share, readable
-from stages.rewards.math_pool import Worker
 from stages.rewards.numbers import parse_number
+from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards, same_answer, score
 from stages.rewards.tags import final_answer, thinking
+from stages.store.errors import UserError
+from tests.conftest import ROOT
 
 # text, final answer, well formed, well formed when thinking may be empty
 ANSWERS = [
@@ -98,40 +103,104 @@ def test_numbers(text, value):
     ],
 )  # fmt: skip
 def test_math(reference, answer, verdict):
-    assert verdicts([(reference, answer)], "math", timeout_s=20.0) == [verdict]
+    assert verdicts([(reference, answer)], "math") == [verdict]
 
 
 def test_numeric_and_exact():
     numeric = [("5", "5.0"), ("5", "five"), ("1/3", "2/6"), ("0.33", "1/3"), ("n/a", "5")]
-    assert verdicts(numeric, "numeric", timeout_s=1) == ["right", "wrong", "right", "wrong", "none"]
+    assert verdicts(numeric, "numeric") == ["right", "wrong", "right", "wrong", "none"]
     exact = [("5", " 5\n"), ("5", "5.0"), ("a b", "a  b")]
-    assert verdicts(exact, "exact", timeout_s=1) == ["right", "wrong", "right"]
+    assert verdicts(exact, "exact") == ["right", "wrong", "right"]
+
+
+SPIN = "tests.unit.reward_functions:spin"
 
 
 def test_a_hanging_answer_has_no_verdict_and_the_next_one_is_still_judged():
-    verdicts([("x", "y")], "math", timeout_s=2.0)  # both the start of the processes and the imports are paid here
     tower = r"10^{10^{10^{10}}}"
     pairs = [(r"\pi", tower), ("x+1", "1+x"), ("x+1", tower), ("x+1", "1+x"), ("x+1", "x+2")]
-    started = time.monotonic()
     found: list[list[str]] = []
     # Off the main thread, where SIGALRM, math-verify's own guard, does not work.
-    thread = threading.Thread(target=lambda: found.append(verdicts(pairs, "math", timeout_s=2.0)))
+    thread = threading.Thread(target=lambda: found.append(verdicts(pairs, "math")))
     thread.start()
     thread.join(60)
     assert found == [["none", "right", "none", "right", "wrong"]]
-    assert time.monotonic() - started < 30
 
 
-def test_a_process_that_does_nothing_is_killed_at_its_limit():
-    worker = Worker(limit_s=1.5)
-    assert worker.judge("x+1", "1+x") == "right"
-    assert worker._process is not None
-    os.kill(worker._process.pid, signal.SIGSTOP)  # no processor time passes: only the parent's clock sees it
+@pytest.fixture
+def worker():
+    found = Worker(SPIN, Limits(cpu_s=0.6, wall_s=60.0))
+    yield found
+    found.end()
+
+
+def test_a_process_that_computes_is_ended_by_the_kernel_at_its_processor_time(worker):
+    assert worker.ask([0]).value == "done"
+    first, parent = worker.copy, worker._process.pid
+    assert worker.ask([0.35]).value == "done"
+    assert worker.ask([0.35]).value == "done"  # each request has its own limit
+    assert worker.ask([1e9]).fault == "ended"
+    times = psutil.Process(parent).cpu_times()
+    assert 0.5 < times.children_user + times.children_system < 2.5  # of which 0.7 by request; the kernel counts in ticks
+    assert worker.ask([0]).value == "done"  # a new copy of the same first process
+    assert worker.copy != first
+    assert worker._process.pid == parent
+
+
+def test_a_process_that_waits_is_ended_by_the_clock(worker):
+    worker.limits = Limits(cpu_s=60.0, wall_s=0.5)
     started = time.monotonic()
-    assert worker.judge("x+1", "1+x") == "none"
-    assert 1.4 < time.monotonic() - started < 10
-    assert worker.judge("x+1", "1+x") == "right"
+    assert worker.ask([-1]).fault == "ended"
+    assert 0.4 < time.monotonic() - started < 30
+
+
+def test_a_process_that_waits_ends_itself_though_nobody_kills_it():
+    command = [sys.executable, "-m", "stages.rewards.worker", SPIN, "60", "0.2", "0"]
+    done = subprocess.run(
+        command, input="[1, [-1]]\n", stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False, process_group=0
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ready", "ended", "ready"]
+    assert done.returncode == 0  # the input has ended
+
+
+def test_a_process_that_is_stopped_is_killed(worker):
+    worker.limits = Limits(cpu_s=60.0, wall_s=0.5)
+    assert worker.ask([0]).value == "done"
+    os.kill(worker.copy, signal.SIGSTOP)  # its own timers run, but nothing acts on them; it reads nothing either
+    started = time.monotonic()
+    assert worker.ask([0, "x" * 1_000_000]).fault == "ended"
+    assert 1.4 < time.monotonic() - started < 30
+    assert worker.ask([0]).value == "done"
+
+
+def test_what_a_verifier_raises_costs_no_process_and_a_crash_only_one(worker):
+    assert worker.ask(["no number"]).fault.startswith("TypeError")
+    copy = worker.copy
+    assert worker.ask([0]).value == "done"
+    assert worker.copy == copy
+    assert worker.ask([-2]).fault == "ended"  # os._exit
+    assert worker.ask([0]).value == "done"
+    os.killpg(worker._process.pid, signal.SIGKILL)
+    assert worker.ask([0]).fault == "ended"
+    assert worker.ask([0]).value == "done"
+
+
+def test_nothing_is_left_of_an_ended_worker(worker):
+    assert worker.ask([0]).value == "done"
+    copy = worker.copy
     worker.end()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(1000):  # it is reaped by the process that adopted it
+            os.kill(copy, 0)
+            time.sleep(0.01)
+
+
+def test_a_function_that_is_not_there_is_the_users_mistake():
+    for name in ("no_such_module:f", "math:no_such", "math:pi"):
+        worker = Worker(name, Limits(1.0, 1.0))
+        with pytest.raises(UserError, match="cannot be loaded"):
+            worker.ask([])
+        worker.end()
 
 
 @pytest.mark.parametrize(

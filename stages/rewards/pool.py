@@ -1,0 +1,213 @@
+"""Killable processes for verifiers: a request that hangs costs its limit and a copy of a process, nothing else."""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.rewards.worker import ENDED, MISTAKE, READY
+from stages.store import heartbeat
+from stages.store.errors import UserError
+
+START_LIMIT_S = 120.0
+"""Seconds a worker may take to start (imports); apart from the limits of a request."""
+GRACE_S = 1.0
+"""Seconds after the limit by the clock, when the process should have ended itself."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take."""
+
+    cpu_s: float
+    """Seconds of processor time: what a busy machine does not change."""
+    wall_s: float
+    """Seconds by the clock, for what waits instead of computing."""
+    memory_bytes: int = 0
+    """Address space of a process; 0: no limit."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back."""
+
+    value: Any = None
+    fault: str = ""
+    """Why there is no value: `ended` (a limit, a crash), or what was raised."""
+
+
+class Worker:
+    """One process that serves one request at a time."""
+
+    def __init__(self, function: str, limits: Limits) -> None:
+        self.function, self.limits = function, limits
+        self.copy: int | None = None
+        """Process id of the copy that serves; it changes when one is ended."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer, self._number = b"", 0
+
+    def ask(self, arguments: Sequence[Any]) -> Reply:
+        """The function's value; a fault when it raises, passes a limit or its process dies, and then there is a new one.
+
+        Raises UserError when the function cannot be loaded.
+        """
+        process = self._running()
+        self._number += 1
+        deadline = time.monotonic() + self.limits.wall_s + GRACE_S
+        if not self._send(process, json.dumps([self._number, list(arguments)]).encode() + b"\n", deadline):
+            self.end()  # half a request is in the pipe, which the next one must not follow
+            return Reply(fault=ENDED)
+        line = self._line(process, deadline)
+        while line is not None:
+            if line.startswith(ENDED):
+                self.copy = None  # the next request waits for the new one
+                return Reply(fault=ENDED)
+            with contextlib.suppress(ValueError):
+                number, value, fault = json.loads(line)
+                if number == self._number:
+                    return Reply(value, fault)
+            line = self._line(process, deadline)
+        if self.copy is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.copy, signal.SIGKILL)
+        self.copy = None
+        return Reply(fault=ENDED)
+
+    def end(self) -> None:
+        """Kill the processes, if there are any."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+            self._process.wait()
+            self._process, self.copy, self._buffer = None, None, b""
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process, with a copy that serves."""
+        for _ in range(2):  # where the first process has died, another one is started
+            if self._process is None:
+                self._process = self._started()
+            if self.copy is not None or self._await_ready(self._process):
+                return self._process
+            self.end()
+        what = f"the process of `{self.function}` does not start"
+        raise RuntimeError(f"{what}; try `python -m stages.rewards.worker {self.function} 5 5 0`")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        limits = self.limits
+        numbers = [str(limits.cpu_s), str(limits.wall_s), str(limits.memory_bytes)]
+        command = [sys.executable, "-m", "stages.rewards.worker", self.function, *numbers]
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            process_group=0,  # its copies die with it
+        )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        return process
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + START_LIMIT_S
+        while (line := self._line(process, deadline)) is not None:
+            word, _, rest = line.partition(" ")
+            if word == MISTAKE:
+                self.end()
+                mend = "write module:function, of a module that Python can import from the working directory"
+                raise UserError(f"`{self.function}` cannot be loaded ({rest})", where="rewards", mend=mend)
+            if word == READY:
+                self.copy = int(rest)
+                return True
+        return False
+
+    def _send(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> bool:
+        """Whether all of it could be written before the deadline: a stopped process reads nothing."""
+        assert process.stdin is not None
+        pipe = process.stdin.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_WRITE)
+            while data:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    return False
+                try:
+                    data = data[os.write(pipe, data[: 1 << 16]) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:
+                    return False
+        return True
+
+    def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
+        """The next line, or None when the deadline passes or the process ends first."""
+        assert process.stdout is not None
+        pipe = process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    return None
+                part = os.read(pipe, 1 << 16)
+                if not part:
+                    return None
+                self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")
+
+
+class Pool:
+    """Workers that share requests among them. Processes start with the first request and stay for the next ones."""
+
+    def __init__(self, function: str, limits: Limits, processes: int = 2) -> None:
+        """`function`: `module:function`, called with JSON values; its module may have a `warm()`."""
+        self.workers = [Worker(function, limits) for _ in range(processes)]
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self.workers:
+            self._free.put(worker)
+
+    def ask(self, requests: Sequence[Sequence[Any]]) -> list[Reply]:
+        """A reply to each request, in order. Several threads may ask at once."""
+
+        def one(arguments: Sequence[Any]) -> Reply:
+            worker = self._free.get()
+            heartbeat.progress()
+            try:
+                return worker.ask(arguments)
+            finally:
+                self._free.put(worker)
+
+        with ThreadPoolExecutor(len(self.workers)) as threads:
+            return list(threads.map(one, requests))
+
+    def end(self) -> None:
+        """Kill the processes."""
+        for worker in self.workers:
+            worker.end()
+
+
+@functools.cache
+def shared_pool(function: str, limits: Limits, processes: int) -> Pool:
+    """The one pool of a function and its limits in this process; ended with it."""
+    pool = Pool(function, limits, processes)
+    atexit.register(pool.end)
+    return pool

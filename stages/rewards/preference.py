@@ -1,0 +1,85 @@
+"""The preference reward of the RL for all scenarios: what a reward model says of an answer (DeepSeek-R1, section 3.2.2).
+
+The paper's helpfulness model judges the final summary alone, its safety model the whole answer; `reads` says which. The part is
+the model's raw number, of any size and sign: weigh it, and use it late and for few steps (the paper: the last 400 of 1,700, for
+a policy learns to please the model).
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.problems.episode import Episode
+from stages.rewards.settings import PreferenceModel
+from stages.rewards.tags import THINK_CLOSE
+from stages.store.errors import UserError
+
+
+def preferences(settings: PreferenceModel, episodes: Sequence[Episode]) -> list[float]:
+    """A number per answer, higher is better. Raises UserError when the folder has no such model."""
+    assert settings.path is not None, "the stage's folder was not filled in"
+    model, tokenizer = _loaded(settings.path, settings.device)
+    texts = [_conversation(tokenizer, e.problem.question, read(e.text, settings.reads)) for e in episodes]
+    return _scores(model, tokenizer, texts, settings.batch, settings.max_tokens)
+
+
+def read(text: str, reads: str) -> str:
+    """What of an answer is judged: all of it, or what follows the thinking.
+
+    >>> read("<think>a</think><answer>b</answer>", "summary")
+    '<answer>b</answer>'
+    """
+    return text if reads == "all" else text.rpartition(THINK_CLOSE)[2].strip()
+
+
+def _conversation(tokenizer: Any, question: str, answer: str) -> str:
+    if tokenizer.chat_template is None:
+        return f"{question}\n{answer}"
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _scores(model: Any, tokenizer: Any, texts: list[str], batch: int, max_tokens: int) -> list[float]:
+    import torch
+
+    # A chat template writes its own special tokens.
+    plain = tokenizer.chat_template is None
+    ids = tokenizer(texts, truncation=True, max_length=max_tokens, add_special_tokens=plain)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little is filled up
+    found = [0.0] * len(ids)
+    for start in range(0, len(order), batch):
+        some = order[start : start + batch]
+        padded = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            said = model(**padded).logits[:, 0].float().tolist()  # (B, 1)
+        for index, value in zip(some, said, strict=True):
+            found[index] = value
+    return found
+
+
+@functools.cache
+def _loaded(path: str, device: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    mend = "name a Hugging Face folder of a sequence-classification model with one label and its tokenizer"
+    if not (Path(path) / "config.json").is_file():
+        raise UserError("no config.json", where=path, mend=mend)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # a damaged folder makes its libraries raise anything
+        raise UserError(f"the preference model cannot be loaded ({error})", where=path, mend=mend) from error
+    if missing := sorted(info["missing_keys"]):  # they would silently be random
+        raise UserError(f"its weights lack `{missing[0]}`: not a preference model", where=path, mend=mend)
+    if model.config.num_labels != 1:
+        raise UserError(f"the model has {model.config.num_labels} labels, one is wanted", where=path, mend=mend)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    return model.to(chosen).eval(), tokenizer

@@ -1,0 +1,90 @@
+"""The process in which a verifier runs: a request per line in, a reply per line out, each by a function with JSON arguments.
+
+math-verify guards itself with SIGALRM, which works in a main thread only, and does not interrupt one long operation on
+big integers. Here the kernel ends whatever goes on for too long: timers whose signals nobody handles. The first process has
+imported the verifier and used it once (`warm`); copies of it (fork) do the work, so that a new one costs milliseconds where
+an import and cold parser tables cost seconds.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+READY, ENDED, MISTAKE = "ready", "ended", "mistake"
+"""First words of what is told between replies: a copy is there (with its process id), one has ended, there can be none."""
+
+Called = Callable[..., Any]
+
+
+def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
+    """Answer the lines of standard input until it ends.
+
+    `function`: `module:function`; limits of each request: seconds of processor time and of the clock; bytes of address space
+    of the process, 0 for no limit.
+    """
+    told = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not be taken for a reply
+    logging.disable(logging.WARNING)
+    try:
+        called = load(function)
+    except (ImportError, AttributeError, TypeError) as error:
+        _tell(told, f"{MISTAKE} {error}")
+        return 2
+    if memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if (warm := getattr(sys.modules[called.__module__], "warm", None)) is not None:
+        warm()
+    while True:
+        copy = os.fork()
+        if copy == 0:
+            _serve(called, told, cpu_s, wall_s)
+            os._exit(0)
+        _, status = os.waitpid(copy, 0)
+        if status == 0:  # the input has ended
+            return 0
+        _tell(told, ENDED)
+
+
+def load(function: str) -> Called:
+    """The function that `module:function` names.
+
+    Raises ImportError, AttributeError or TypeError when there is none.
+    """
+    module, _, name = function.partition(":")
+    found = getattr(import_module(module), name)
+    if not callable(found):
+        raise TypeError(f"`{function}` cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+def _serve(called: Called, told: int, cpu_s: float, wall_s: float) -> None:
+    _tell(told, f"{READY} {os.getpid()}")
+    with open(0, "rb", closefd=False) as lines:
+        for line in lines:
+            try:
+                number, arguments = json.loads(line)
+            except ValueError:  # the rest of a request whose reader was ended
+                continue
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            signal.setitimer(signal.ITIMER_REAL, wall_s)
+            try:
+                reply = json.dumps([number, called(*arguments), ""])
+            except Exception as error:  # noqa: BLE001 - whatever a verifier raises is its having no verdict
+                reply = json.dumps([number, None, f"{type(error).__name__}: {error}"[:300]])
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _tell(told, reply)
+
+
+def _tell(told: int, line: str) -> None:
+    os.write(told, line.encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))

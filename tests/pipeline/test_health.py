@@ -1,0 +1,40 @@
+"""An RL stage whose rewards have gone bad ends with one line, after a checkpoint; with the alarm off it goes on from there."""
+
+import json
+
+import pytest
+
+from stages.engine.checkpoints import steps
+from stages.store.files import read_json
+from stages.tracking.journal import read
+from tests.pipeline.test_stage_resume import base, prepare, start  # noqa: F401 - a fixture
+
+BAD = [
+    "stages.zero.steps=8",
+    "stages.zero.rewards.functions={odd: {function: 'tests.unit.reward_functions:raising'}}",
+    "stages.zero.checkpoints.every=3",
+    "stages.zero.evaluation.every=8",
+]
+
+
+@pytest.mark.slow
+def test_a_stage_without_verdicts_is_stopped_and_goes_on_when_told_to(tmp_path, base):  # noqa: F811
+    health = "stages.zero.health={window: 4, canary_every: 2, stop: [no_verdict]}"
+    folder = prepare(tmp_path / "zero", "zero", {"policy": base}, [*BAD, health])
+    for _ in range(2):  # started again it says the same, from its journal
+        assert start(folder).wait(timeout=200) == 2, (folder / "log.txt").read_text()[-2000:]
+        outcome = read_json(max(folder.glob("attempts/*/outcome.json")))
+        assert "100% of the answers of 4 steps have no verdict" in outcome["message"]
+        assert "take the alarm out of `health.stop`" in outcome["message"]
+    first = len(read(folder / "journal.jsonl"))
+    assert first in (4, 5)
+    assert steps(folder / "checkpoints")[-1] == first
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["health"]["stop"] = []
+    (folder / "config.json").write_text(json.dumps(record))
+    assert start(folder).wait(timeout=200) == 0, (folder / "log.txt").read_text()[-2000:]
+    lines = read(folder / "journal.jsonl")
+    assert [line.step for line in lines if line.metrics.get("health/no_verdict")] == [4, 5, 6, 7, 8]
+    assert [line.step for line in lines if line.metrics.get("health/canaries_missed") == 0] == [2, 4, 6, 8]
+    assert all(line.metrics["rollout/no_verdict"] == 1 and line.metrics["train/updates"] == 0 for line in lines)
+    assert "rewards: alarm `no_verdict` in 5 steps" in read_json(folder / "manifest.json")["remarks"]

@@ -1,0 +1,37 @@
+"""Functions that tests have called in worker processes."""
+
+import os
+import time
+
+
+def spin(seconds, _more=""):
+    """Compute for so many seconds of processor time; -1 waits, -2 ends the process."""
+    if seconds == -1:
+        time.sleep(1000)
+    if seconds == -2:
+        os._exit(7)
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return "done"
+
+
+def brevity(answer):
+    """Minus the words of the text; nothing for an answer without a final one, and some that go wrong."""
+    if "spin" in answer["text"]:
+        spin(1e9)
+    if "raise" in answer["text"]:
+        raise ValueError(answer["text"])
+    if "nan" in answer["text"]:
+        return float("nan")
+    return None if answer["answer"] is None else -len(answer["text"].split())
+
+
+def told(answer):
+    """Whether everything that is promised is there."""
+    return float(sorted(answer) == ["answer", "metadata", "question", "reference", "text", "tokens", "truncated"])
+
+
+def raising(answer):
+    """Never a number."""
+    raise ValueError(answer["question"])

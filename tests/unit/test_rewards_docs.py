@@ -1,0 +1,21 @@
+"""The examples in the docstrings of the rewards are true."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+from tests.conftest import ROOT
+
+MODULES = sorted(path.stem for path in (ROOT / "stages/rewards").glob("*.py"))
+ENGINE_ROOM = {"__init__", "pool", "worker", "math_pool", "score", "functions", "preference", "verifiers"}
+"""No rewards of their own, or with nothing to show in a line: their tests are elsewhere."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    if name == "gym":
+        pytest.importorskip("reasoning_gym")
+    found = doctest.testmod(import_module(f"stages.rewards.{name}"))
+    assert found.failed == 0
+    assert found.attempted or name in ENGINE_ROOM
