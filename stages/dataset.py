@@ -103,7 +103,8 @@ class Chat:
             prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
             whole = tokenizer.apply_chat_template(said, tokenize=False)
         except Exception as error:  # a template is a program of its author's: it may raise anything
-            raise Refused(f"the chat template refuses it ({str(error).splitlines()[0] if str(error) else error!r})") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Refused(f"the chat template refuses it ({reason})") from error
         if not whole.startswith(prompt):
             raise Refused("the chat template writes the prompt otherwise once there is an answer")
         completion = whole[len(prompt) :]

@@ -41,13 +41,18 @@ def rank(folder: Path) -> None:
     texts, found = documents(), {}
     for zero in range(4):
         for lora in (None, Lora(**LORA)):
-            model = adapted(tiny_llama().float(), lora, seed=1)
-            engine = Engine(scorer.TokenScorer(model), Optimizer(max_grad_norm=1e9), f"zero{zero}", "cpu")
+
+            def fresh(lora=lora, zero=zero):
+                model = adapted(tiny_llama().float(), lora, seed=1)
+                return Engine(scorer.TokenScorer(model), Optimizer(max_grad_norm=1e9), f"zero{zero}", "cpu")
+
+            engine = fresh()
             for cut in CUTS:
                 for some in (texts, texts[:1]):  # one document leaves the second rank without any
                     loss, _ = accumulate(engine, some, cut)
                     found[zero, bool(lora), cut, len(some)] = loss, whole_gradient(engine)
                     engine.step(0.0)  # forgets the gradient, moves nothing
+            engine = fresh()
             for _ in range(STEPS):
                 accumulate(engine, texts, 40)
                 engine.step(RATE)
