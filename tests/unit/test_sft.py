@@ -169,3 +169,37 @@ def test_adapters_have_the_format_of_their_weights():
 def test_an_adapter_for_no_layer_is_refused():
     with pytest.raises(UserError, match=r"lora\.targets: the model has no layer `qproj`; its linear layers are .*q_proj"):
         adapted(tiny_llama(), Lora(targets=("v_proj", "qproj")), seed=0)
+
+
+def shipped(name):
+    return load_recipe(ROOT / f"configs/{name}.yaml").stages
+
+
+def test_the_shipped_configs_have_the_papers_figures():
+    """Of DeepSeek-R1, arXiv 2501.12948: sections 2.3 and 2.4; a cosine to a tenth is the default."""
+    whole = shipped("deepseek-v3")
+    final = whole["sft_all"]
+    assert (final.model, final.epochs, final.batch, final.lr, final.longest) == ("base", 2, 64, 5e-6, 32_768)
+    assert (final.schedule, final.final_share) == ("cosine", 0.1)
+    everything = whole["all_scenarios"]
+    assert (everything.sampling.temperature, everything.sampling.max_tokens) == (0.7, 32_768)
+    assert abs(everything.steps * everything.minibatches - 1_700) <= 8
+    assert whole["zero"].steps * whole["zero"].minibatches == 10_400
+    assert (whole["zero"].lr, whole["zero"].kl, whole["reasoning"].clip_high) == (3e-6, 0.001, 10)
+    small, large = shipped("qwen2.5-1.5b"), shipped("qwen2.5-7b-8gpu")
+    for stages in (small, large):
+        assert (stages["cold_start"].batch, stages["cold_start"].final_share) == (64, 0.1)
+        assert stages["zero"].questions / stages["zero"].minibatches == 32
+        assert stages["zero"].samples == 16
+    assert small["cold_start"].lr == 1e-4
+    assert small["zero"].reference_every * small["zero"].minibatches == 400
+    assert {config.compute.processes for config in small.values()} == {1}
+    trained = [large[name] for name in ("zero", "cold_start", "reasoning")]
+    assert {(config.deepspeed, config.compute.processes) for config in trained} == {("zero3", 8)}
+    assert large["zero"].rollout.engine == "vllm"
+    assert large["zero"].importance_cap == 2
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-7b-8gpu", "deepseek-v3"])
+def test_a_config_that_never_ran_says_so(name):
+    assert "NEVER" in (ROOT / f"configs/{name}.yaml").read_text().split("extends:")[0]
