@@ -9,6 +9,7 @@ from stages.store.suggest import nearest
 
 MODULES = {
     "model": "stages.model",
+    "dataset": "stages.dataset",
     "toy_base": "stages.toy_base",
     "rl": "stages.rl",
     "curate": "stages.curate",

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from stages.engine.settings import Lora
 from stages.evals.contamination import decontaminated
 from stages.grpo.settings import GRPO
 from stages.problems.decontamination import Decontaminated
@@ -42,6 +43,10 @@ class RLConfig(Decontaminated, GRPO):
     rollout: RolloutSettings = RolloutSettings()
     """Which engine samples. With `vllm` the default of `importance_cap` is 2: it rounds otherwise than the trainer."""
 
+    lora: Lora | None = None
+    """Train low-rank adapters instead of all weights; sampled is with them, and the model handed over is merged. A value model
+    of its own is trained whole. Null: all weights."""
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_engine(cls, given: Any) -> Any:
@@ -66,6 +71,7 @@ def _samples_elsewhere(given: dict[str, Any]) -> bool:
 
 def run(context: StageContext[RLConfig]) -> Result:
     """Train the policy."""
+    from stages.engine.adapters import adapted
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
     from stages.grpo.policy_rollout import follow_policy
@@ -87,7 +93,7 @@ def run(context: StageContext[RLConfig]) -> Result:
     device = pick_device(config.compute.device)
     ppo, shared = config.algorithm == "ppo", config.critic.model == "shared"
     scorer = TokenValueScorer if ppo and shared else TokenScorer
-    policy = Engine(scorer(load_model(folder)), config, config.deepspeed, device)
+    policy = Engine(scorer(adapted(load_model(folder), config.lora, config.seed)), config, config.deepspeed, device)
     reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
     critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
     with contextlib.ExitStack() as stack:

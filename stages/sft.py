@@ -1,20 +1,18 @@
-"""Supervised fine-tuning: the cold start (DeepSeek-R1, section 3), and later distillation.
+"""Supervised fine-tuning: the cold start, the SFT on 800k samples (DeepSeek-R1, section 2.3), and distillation (2.4).
 
-The *base* model is trained on answers that were sampled and found correct and readable; only the answers are learned, the
-prompts are read.
+The *base* model is trained on answers that were sampled and found correct and readable, or on the user's own; only the answers
+are learned, the prompts are read. Documents are packed without seeing each other; the paper does not say whether its were.
 """
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.engine.settings import DeepSpeedName
-from stages.problems.rows import read_rows
+from stages.engine.settings import DeepSpeedName, Lora
 from stages.store.config import DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
-from stages.supervised.settings import Supervised
+from stages.supervised.settings import Supervised, Validation
 
 
 class SFTConfig(StageConfig, Supervised):
@@ -24,60 +22,103 @@ class SFTConfig(StageConfig, Supervised):
     """This kind."""
     model: ModelRef
     """The stage whose model is trained: the base, not the one that sampled."""
-    data: DatasetRef
-    """The stage whose dataset it learns: parquet with columns `prompt` and `completion`."""
+    data: DatasetRef | tuple[DatasetRef, ...]
+    """The stage whose dataset it learns: parquet with columns `prompt` and `completion`. Of a list of stages all documents are
+    read; of a mapping from stage to weight, as many from each as its weight says."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each stage of `data`: the share of the documents that come from it. A mapping in `data` sets it. Null: every
+    document equally often."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the data (the paper: 2 to 3)."""
+    """Passes over the data (the paper: 2 to 3). With weights an epoch has as many documents as there are, and a small dataset
+    with a large weight is read more often."""
+    longest: int | None = Field(default=None, ge=2)
+    """Tokens of the longest document taken, prompt and answer (the paper: 32,768); longer ones are left out and counted.
+    Null: what the model's window holds."""
+    validation: Validation = Validation()
+    """Documents that are held out."""
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate (the paper: 5e-6 for the largest model, 1e-4 for 1.5B)."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Shape of the learning rate; the paper's is a cosine to a tenth."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of all weights; the model handed over is merged. Null: all weights."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weighted(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("data"), dict):
+            return given
+        if given.get("weights") is not None:
+            raise ValueError("give the weights in `data` or in `weights`, not in both")
+        return {**given, "data": tuple(given["data"]), "weights": tuple(given["data"].values())}
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if not self.datasets or len(set(self.datasets)) < len(self.datasets):
+            raise ValueError("`data` names no stage, or one twice")
+        if self.weights is not None and (len(self.weights) != len(self.datasets) or min(self.weights) <= 0):
+            raise ValueError("every stage of `data` needs a weight above 0")
+        return self
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The stages whose datasets are learned."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
 
 def run(context: StageContext[SFTConfig]) -> Result:
     """Train on the dataset."""
+    from stages.engine.adapters import adapted
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+    from stages.supervised.documents import hold_out, load_documents, tokenize
+    from stages.supervised.held_out import HeldOut
+    from stages.supervised.order import Order
     from stages.supervised.train import train
 
     config = context.config
-    texts = load_texts(context.inputs["data"] / "train.parquet")
-    tokenizer = load_tokenizer(context.inputs["model"])
-    model = load_model(context.inputs["model"])
-    end = tokenizer.eos_token_id
-    if end is None:
-        mend = "set eos_token in its tokenizer_config.json"
-        raise UserError("the tokenizer has no end token, so no answer would end", where=str(context.inputs["model"]), mend=mend)
+    roles = ["data"] if isinstance(config.data, str) else [f"data.{number}" for number in range(len(config.data))]
     documents = [
-        Text(tokenizer(prompt).input_ids, [*tokenizer(completion, add_special_tokens=False).input_ids, end])
-        for prompt, completion in texts
+        document
+        for number, role in enumerate(roles)
+        for document in load_documents(context.inputs[role] / "train.parquet", number)
     ]
-    engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, documents, config.epochs * len(documents), config)
-    tokens = config.epochs * sum(len(d.prompt) + len(d.completion) for d in documents)
-    return Result(metrics=metrics | {"documents": float(len(documents))}, tokens=tokens)
-
-
-def load_texts(path: Path) -> list[tuple[str, str]]:
-    """Prompt and completion of each row of a dataset.
-
-    Raises UserError when a row has none: a dataset is a stage's output, in which nothing is left out.
-    """
-    mend = "compute the stage that made it again (--fresh)"
-    texts = []
-    for row in read_rows(path):
-        prompt, completion = row.values.get("prompt"), row.values.get("completion")
-        if not isinstance(prompt, str) or not isinstance(completion, str):
-            what = f"row {row.number} has no text in `prompt` and `completion`"
-            raise UserError(what, where=str(path), mend=mend)
-        texts.append((prompt, completion))
-    if not texts:
-        raise UserError("the dataset has no rows", where=str(path), mend="loosen the filters of the stage that made it")
-    return texts
+    tokenizer = load_tokenizer(context.inputs["model"])
+    scorer = TokenScorer(adapted(load_model(context.inputs["model"]), config.lora, config.seed))
+    encoded = tokenize(documents, tokenizer)
+    window = min(limit for limit in (config.longest, (scorer.longest or 2**62) + 1) if limit is not None)
+    fitting = [n for n, (prompt, completion) in enumerate(encoded) if len(prompt) + len(completion) <= window]
+    remarks = []
+    if long := len(documents) - len(fitting):
+        remarks.append(f"data: {long} of {len(documents)} documents left out, which are longer than {window} tokens")
+    documents, texts = [documents[n] for n in fitting], [Text(*encoded[n]) for n in fitting]
+    if not documents:
+        mend = "raise `longest`, or take a model with a larger window"
+        raise UserError(f"every document is longer than {window} tokens", where="data", mend=mend)
+    trained, held = hold_out(documents, config.validation, config.seed)
+    sizes = [sum(documents[n].dataset == number for n in trained) for number in range(len(roles))]
+    if config.weights is not None and 0 in sizes:
+        name = config.datasets[sizes.index(0)]
+        raise UserError(f"no document of `{name}` is left to train on", where="data", mend="give it more, or no weight")
+    measure = None
+    if held:
+        names = [config.datasets[documents[n].dataset] for n in held]
+        measure = HeldOut([texts[n] for n in held], names, config.packing.micro_tokens)
+    places = config.epochs * len(trained)
+    order = Order(sizes, config.weights, places=places, batch=config.batch, seed=config.seed)
+    engine = Engine(scorer, config, config.deepspeed, pick_device(config.compute.device))
+    metrics = train(context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every)
+    metrics |= {"documents": float(len(trained))}
+    if held:
+        metrics |= {"held_out_documents": float(len(held))}
+    lengths = [len(texts[n].prompt) + len(texts[n].completion) for n in trained]
+    tokens = sum(lengths[number] for step in range(order.steps) for number in order.of_step(step))
+    return Result(metrics=metrics, remarks=remarks, tokens=tokens)
 
 
 KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)
+"""Supervised training: the cold start, the 800k samples, distillation."""

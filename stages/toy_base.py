@@ -62,6 +62,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
     from stages.rollout.torch_engine import pick_device
+    from stages.supervised.order import Order
     from stages.supervised.train import train
 
     config = context.config
@@ -92,7 +93,8 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
         prompt = [table[symbol] for symbol in question]
         documents.append(Text(prompt, [*tokenizer(text).input_ids, end]))
     engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, documents, count, config)
+    order = Order([count], None, places=count, batch=config.batch, seed=config.seed)
+    metrics = train(context, engine, tokenizer, documents, order, config)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(d.prompt) + len(d.completion) for d in documents)
     return Result(metrics=metrics | {"parameters": float(parameters)}, tokens=tokens)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
+from stages.engine.adapters import is_adapted, plain_weights
 from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_settings
@@ -126,12 +127,12 @@ class Engine:
             yield self.model
 
     def sampling_model(self, *, apart: bool = False) -> Any:
-        """A model with the current weights that can sample. Under ZeRO-3, or `apart`, a copy, refreshed once per call.
+        """A model with the current weights that can sample; a copy under ZeRO-3, with adapters, or `apart`, fresh at each call.
 
         Sampling takes hundreds of forward passes, and ranks need not make equally many: with sharded weights that would hang.
         apart: updates must not reach it.
         """
-        if self.zero_stage < 3 and not apart:
+        if self.zero_stage < 3 and not apart and not is_adapted(self.model):
             return self.model
         with clock.span("weights"):
             if self._copy is None:
@@ -142,16 +143,19 @@ class Engine:
             return self._copy
 
     def copy_weights(self, model: nn.Module) -> None:
-        """Give `model`, of the same architecture, the weights of now. Every rank calls it."""
+        """Give `model`, of the same architecture and without adapters, the weights of now. Every rank calls it."""
+        mine = dict(model.named_parameters())
         with self.whole_weights() as source, torch.no_grad():
-            for mine, theirs in zip(model.parameters(), source.parameters(), strict=True):
-                mine.copy_(theirs.data)
+            for name, theirs in plain_weights(source):
+                if name in mine:  # the state has a tied head's weights twice
+                    mine.pop(name).copy_(theirs)
+        assert not mine, f"no weights for {sorted(mine)}"
 
     def save_model(self, folder: Path, tokenizer: Any, main: bool) -> None:
         """Write a Hugging Face model folder. Every rank calls it; rank 0 (`main`) writes."""
         with self.whole_weights() as model:
             if main:
-                state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+                state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_weights(model)}
                 model.save_pretrained(folder, state_dict=state, safe_serialization=True)
                 config = json.loads((folder / "config.json").read_text())
                 config["use_cache"] = True

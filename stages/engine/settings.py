@@ -93,6 +93,19 @@ class Training(Optimizer):
     """Keep each layer's input alone and compute the layer again for its gradient: less memory, a fourth more arithmetic."""
 
 
+class Lora(Config):
+    """Low-rank adapters (arXiv 2106.09685): small matrices are trained beside frozen weights, and no optimizer's moments are
+    held for those. It learns something else than full training does; the paper trains all weights.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' product is multiplied by `alpha / rank`."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers that get one, such as `[q_proj, v_proj]`; `all-linear`: every linear layer but the head."""
+
+
 class Checkpoints(Config):
     """When checkpoints are written. None of it changes the result."""
 

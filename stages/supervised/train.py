@@ -1,10 +1,10 @@
-"""The supervised loop: packed documents, completion-only loss, AdamW under DeepSpeed, exact resume.
+"""The supervised loop: packed documents, completion-only loss, AdamW under DeepSpeed, held-out loss, exact resume.
 
 Which documents a step takes is a function of (seed, step), so a resumed run needs nothing but the step. The loss of a step is
-the mean over its predicted tokens, all ranks and micro-batches together.
+the mean over its predicted tokens, all ranks and micro-batches together: a long answer counts for more than a short one. The
+paper does not say how its loss is averaged.
 """
 
-import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,85 +21,86 @@ from stages.store.clock import clock
 from stages.store.errors import Interrupted
 from stages.store.files import whole_folder
 from stages.store.stage import StageContext
+from stages.supervised.held_out import HeldOut
+from stages.supervised.order import Order
 from stages.supervised.settings import Supervised
 from stages.tracking.journal import Journal
 
 
-def documents_of_step(count: int, places: int, batch: int, seed: int, step: int) -> list[int]:
-    """Which of `count` documents step `step` (from 0) takes: epochs, each shuffled anew, cut into batches of `batch`.
-
-    `places`: documents of all steps together; the last step takes what is left of them.
-    """
-    chosen: list[int] = []
-    for place in range(step * batch, min((step + 1) * batch, places)):
-        epoch, index = divmod(place, count)
-        chosen.append(_order(count, seed, epoch)[index])
-    return chosen
-
-
-_orders: dict[tuple[int, int, int], list[int]] = {}
-
-
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    key = (count, seed, epoch)
-    if key not in _orders:
-        _orders.clear()
-        _orders[key] = list(range(count))
-        random.Random(f"documents-{seed}-{epoch}").shuffle(_orders[key])
-    return _orders[key]
-
-
 def train(
-    context: StageContext[Any], engine: Engine, tokenizer: Any, documents: Sequence[Text], places: int, settings: Supervised
+    context: StageContext[Any],
+    engine: Engine,
+    tokenizer: Any,
+    documents: Sequence[Text],
+    order: Order,
+    settings: Supervised,
+    held_out: HeldOut | None = None,
+    every: int = 1,
 ) -> dict[str, float]:
-    """Train on `places` documents (more than there are: epochs) and write the model; returns the headline metrics.
+    """Train on `documents` in their `order` and write the model; returns the headline metrics.
 
+    `held_out`: documents whose loss is measured before the first step, each `every` steps and after the last.
     Raises Interrupted after a checkpoint when a stop was asked for.
     """
-    folder, seed = context.folder, context.config.seed
-    steps = -(-places // settings.batch)
+    folder, steps = context.folder, order.steps
     checkpoints = Checkpointer(folder.checkpoints, settings.checkpoints, context.rank)
     continues = context.inputs.get("continues")
     stored = checkpoints.restore(context.world_size, continues)
     first, loss, copy = 0, 0.0, None
+    before: dict[str, float] = {}
+    measured: dict[str, float] = {}
     if stored:
         engine.restore(stored.part("policy"))
         first = stored.steps_done(steps, continued=stored.path == continues)
         loss = float(stored.state["loss"])
-        copy = None if stored.path == continues else stored.journal
+        if stored.path != continues:
+            copy = stored.journal
+            before, measured = stored.state.get("before", {}), stored.state.get("measured", {})
     journal = Journal(folder.journal, keep_through=first, copy=copy) if context.main else None
+    unsaid: dict[str, float] = {}
+    if held_out and not before:
+        before = {name.replace("eval/loss", "eval/loss_before", 1): x for name, x in held_out.measure(engine).items()}
+        unsaid = before  # the journal's lines are of finished steps: the first one tells it
     clock.lap()
     for step in range(first, steps):
         lr = settings.lr_at(step, steps)
         profiled = context.main and step + 1 == context.config.compute.profile
         with clock.span("prepare"), traced(folder.path / f"trace-step-{step + 1:06d}.json" if profiled else None):
-            chosen = [documents[i] for i in documents_of_step(len(documents), places, settings.batch, seed, step)]
-            loss, tokens = _step(context, engine, chosen, settings)
+            chosen = [documents[number] for number in order.of_step(step)]
+            loss, tokens = accumulate(engine, chosen, settings.packing.micro_tokens)
             norm = engine.step(lr)
         with clock.span("checkpoint"):
             checkpoints.finish()  # it was written while this step was taken
+        now = held_out is not None and ((step + 1) % every == 0 or step + 1 == steps)
+        if held_out and now:
+            with clock.span("eval", whole=True):
+                measured = held_out.measure(engine)
         lap = clock.lap()
         if journal:
             with clock.span("tracking"):
                 metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
+                metrics |= (unsaid if step == first else {}) | (measured if now else {})
                 metrics |= {f"time/{name}": seconds for name, seconds in lap.items()}
                 journal.append(step + 1, steps, metrics | {"time/tokens_per_second": tokens / lap["step"]})
         stop = ranks.any_rank(context.stop.requested)
         if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
             with clock.span("checkpoint"):
-                checkpoints.begin(step + 1, {"loss": loss}, {"policy": engine.state()})
+                checkpoints.begin(step + 1, {"loss": loss, "before": before, "measured": measured}, {"policy": engine.state()})
         if stop and step + 1 < steps:
             checkpoints.finish()
             raise Interrupted
     checkpoints.finish()
     save_output(engine, tokenizer, folder.output("model"), main=context.main)
-    return {"loss": loss, "steps": float(steps)}
+    return {"loss": loss, "steps": float(steps), **before, **measured}
 
 
-def _step(context: StageContext[Any], engine: Engine, chosen: list[Text], settings: Supervised) -> tuple[float, int]:
-    """Accumulate the gradient of one step; returns the mean loss and the tokens computed, over all ranks."""
+def accumulate(engine: Engine, chosen: list[Text], micro_tokens: int) -> tuple[float, int]:
+    """Accumulate the gradient of one step; returns the mean loss (nats a predicted token) and the tokens computed.
+
+    Both are over all ranks; every rank calls it with the same documents.
+    """
     total = sum(len(d.completion) for d in chosen)
-    batches = micro_batches(chosen, settings.packing.micro_tokens, context.rank, context.world_size)
+    batches = micro_batches(chosen, micro_tokens, ranks.number(), ranks.size())
     losses: list[float] = []
 
     def closure(packed: Packed, weight: float) -> Tensor:

@@ -411,10 +411,10 @@ def _make_dataset(folder: Path) -> None:
 
 
 def _load_dataset(folder: Path) -> Read:
-    from stages.sft import load_texts
+    from stages.supervised.documents import load_documents
 
-    texts = load_texts(folder / "train.parquet")
-    "".join(prompt + completion for prompt, completion in texts).encode()
+    texts = load_documents(folder / "train.parquet")
+    "".join(document.prompt + document.completion for document in texts).encode()
     return texts, digest_files(folder)
 
 

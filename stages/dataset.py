@@ -1,0 +1,190 @@
+"""A dataset of the user's in place of a stage's: prompts and completions, questions and completions, or conversations.
+
+The output is what `curate` writes and `sft` reads: parquet with prompt, completion, problem id and source. Rows that cannot be
+used are named by file and line, counted and left out. The paper's own 800k documents are not published; this is where others
+come in.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.problems.rows import Row, read_rows
+from stages.problems.templates import Template
+from stages.store.config import ExternalPath, ModelRef, StageConfig
+from stages.store.errors import UserError
+from stages.store.files import whole_folder, write_json
+from stages.store.stage import Result, StageContext, StageKind
+
+SHOWN = 5
+"""Refused rows that are named one by one; the rest are counted."""
+
+
+class DatasetConfig(StageConfig):
+    """Where the documents come from. A row with `messages` is a conversation, any other has a prompt and a completion."""
+
+    kind: Literal["dataset"]
+    """This kind."""
+    path: ExternalPath
+    """A .parquet or .jsonl file (or .json, .csv)."""
+    prompt: str = "prompt"
+    """Column with the text that is read, exactly as the model is to see it."""
+    question: str | None = None
+    """Column with questions, from which `template` makes the prompts; null: `prompt` has them ready."""
+    template: Template = Template()
+    """How a question becomes a prompt. Not looked at without `question`."""
+    completion: str = "completion"
+    """Column with the text that is learned; the tokenizer's end token is put behind it."""
+    messages: str = "messages"
+    """Column with conversations: lists of {role, content}. What the assistant says last is learned, all before it is read."""
+    tokenizer: ModelRef | None = None
+    """The stage whose model's chat template makes texts of conversations; needed for these alone."""
+    problem: str = "problem_id"
+    """Column that names the problem a row is about: rows of one problem are held out together. It may be missing."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows, from the file's start; all by default."""
+
+
+class Refused(Exception):
+    """Why a row is left out."""
+
+
+def run(context: StageContext[DatasetConfig]) -> Result:
+    """Read the rows and write the dataset.
+
+    Raises UserError when no row can be used.
+    """
+    config = context.config
+    path, place = Path(config.path), context.inputs.get("tokenizer")
+    refused: Counter[str] = Counter()
+    columns: set[str] = set()
+    documents: list[dict[str, Any]] = []
+    chat = Chat(place)
+    for row in read_rows(path):
+        if config.limit is not None and len(documents) == config.limit:
+            break
+        columns |= row.values.keys()
+        try:
+            documents.append(_document(row, config, chat) | {"source": path.stem, "row": row.number})
+        except Refused as reason:
+            if refused.total() < SHOWN:
+                print(f"warning: {path}: line {row.number}: {reason}; the row is left out", file=sys.stderr)
+            refused[str(reason)] += 1
+    counts = ", ".join(f"{number} × {reason}" for reason, number in refused.items())
+    if not documents:
+        mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows"
+        raise UserError(f"no document is left of it ({counts or 'no rows'})", where=str(path), mend=mend)
+    if refused.total() > SHOWN:
+        rows = refused.total() + len(documents)
+        print(f"warning: {path}: {refused.total()} of {rows} rows are left out", file=sys.stderr)
+    metrics = {"documents": float(len(documents)), "left_out": float(refused.total())}
+    with whole_folder(context.folder.output("dataset")) as folder:
+        _write(folder / "train.parquet", documents)
+        write_json(folder / "report.json", {**metrics, "refused": dict(refused)})
+    remarks = [f"path: {refused.total()} rows left out ({counts})"] if counts else []
+    return Result(metrics=metrics, notes={"refused": dict(refused)}, remarks=remarks)
+
+
+class Chat:
+    """Makes a prompt and a completion of a conversation, with the chat template of a model folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """The tokenizer is loaded when the first conversation comes."""
+        self._folder, self._tokenizer = folder, None
+
+    def render(self, messages: Any) -> tuple[str, str]:
+        """Prompt and completion. Raises Refused for what is no conversation, or when the template changes the answer."""
+        said = _said(messages)
+        tokenizer = self._loaded()
+        try:
+            prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(said, tokenize=False)
+        except Exception as error:  # a template is a program of its author's: it may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Refused(f"the chat template refuses it ({reason})") from error
+        if not whole.startswith(prompt):
+            raise Refused("the chat template writes the prompt otherwise once there is an answer")
+        completion = whole[len(prompt) :]
+        if said[-1]["content"].strip() not in completion:
+            raise Refused("the chat template leaves out a part of the answer")
+        # Both are put there again when the texts are tokenized.
+        if tokenizer.eos_token and completion.rstrip().endswith(tokenizer.eos_token):
+            completion = completion.rstrip().removesuffix(tokenizer.eos_token)
+        first = tokenizer("").input_ids[:1]
+        if first and first == [tokenizer.bos_token_id]:
+            prompt = prompt.removeprefix(tokenizer.bos_token)
+        return prompt, completion
+
+    def _loaded(self) -> Any:
+        if self._tokenizer is None:
+            from stages.rollout.torch_engine import load_tokenizer
+
+            mend = "set `tokenizer:` to a stage of kind `model` whose model has a chat template"
+            if self._folder is None:
+                raise UserError("conversations need a chat template", where="tokenizer", mend=mend)
+            self._tokenizer = load_tokenizer(self._folder)
+            if not self._tokenizer.chat_template:
+                raise UserError("the model has no chat template", where="tokenizer", mend=mend)
+        return self._tokenizer
+
+
+def _said(messages: Any) -> list[dict[str, str]]:
+    """The messages with their role and content alone."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise Refused("no list of messages")
+    said = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
+    if not all(isinstance(text, str) and _is_text(text) for message in said for text in message.values()):
+        raise Refused("a message without role or text")
+    if len(said) < 2 or said[-1]["role"] != "assistant" or not said[-1]["content"].strip():
+        raise Refused("the last of several messages is not an answer of the assistant's")
+    return said
+
+
+def _document(row: Row, config: DatasetConfig, chat: Chat) -> dict[str, Any]:
+    if row.fault:
+        raise Refused(row.fault)
+    problem = row.values.get(config.problem)
+    if isinstance(problem, str) and not _is_text(problem):
+        raise Refused(f"column `{config.problem}` has half a character in it")
+    if (messages := row.values.get(config.messages)) is not None:
+        prompt, completion = chat.render(messages)
+    elif config.question is not None:
+        prompt = config.template.render(_text(row, config.question))
+        completion = _text(row, config.completion).removeprefix(config.template.opened)
+    else:
+        prompt, completion = _text(row, config.prompt), _text(row, config.completion)
+    return {"prompt": prompt, "completion": completion, "problem_id": None if problem is None else str(problem)}
+
+
+def _text(row: Row, column: str) -> str:
+    """The text of a column, as it is: spaces at its ends belong to it."""
+    if column not in row.values:
+        raise Refused(f"no column `{column}`")
+    text = row.values[column]
+    if not isinstance(text, str):
+        raise Refused(f"column `{column}` is no text")
+    if not text.strip():
+        raise Refused(f"column `{column}` is empty")
+    if not _is_text(text):
+        raise Refused(f"column `{column}` has half a character in it")
+    return text
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _write(path: Path, documents: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    schema = pa.schema([("prompt", text), ("completion", text), ("problem_id", text), ("source", text), ("row", pa.int64())])
+    pq.write_table(pa.Table.from_pylist(documents, schema), path)
+
+
+KIND = StageKind(name="dataset", version=1, config=DatasetConfig, output="dataset", run=run)
+"""The user's own documents for supervised training."""
