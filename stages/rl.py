@@ -5,7 +5,7 @@ and adds the language-consistency reward. Both are this kind.
 """
 
 import contextlib
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -18,7 +18,7 @@ from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import ModelRef
+from stages.store.config import ADDED, ModelRef
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
 
@@ -43,7 +43,7 @@ class RLConfig(Decontaminated, GRPO):
     rollout: RolloutSettings = RolloutSettings()
     """Which engine samples. With `vllm` the default of `importance_cap` is 2: it rounds otherwise than the trainer."""
 
-    lora: Lora | None = None
+    lora: Annotated[Lora | None, ADDED] = None
     """Train low-rank adapters instead of all weights; sampled is with them, and the model handed over is merged. A value model
     of its own is trained whole. Null: all weights."""
 

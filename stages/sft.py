@@ -4,12 +4,12 @@ The *base* model is trained on answers that were sampled and found correct and r
 are learned, the prompts are read. Documents are packed without seeing each other; the paper does not say whether its were.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.engine.settings import DeepSpeedName, Lora
-from stages.store.config import DatasetRef, ModelRef, StageConfig
+from stages.store.config import ADDED, DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.stage import Result, StageContext, StageKind
 from stages.supervised.settings import Supervised, Validation
@@ -25,22 +25,22 @@ class SFTConfig(StageConfig, Supervised):
     data: DatasetRef | tuple[DatasetRef, ...]
     """The stage whose dataset it learns: parquet with columns `prompt` and `completion`. Of a list of stages all documents are
     read; of a mapping from stage to weight, as many from each as its weight says."""
-    weights: tuple[float, ...] | None = None
+    weights: Annotated[tuple[float, ...] | None, ADDED] = None
     """Weight of each stage of `data`: the share of the documents that come from it. A mapping in `data` sets it. Null: every
     document equally often."""
     epochs: int = Field(default=2, ge=1)
     """Passes over the data (the paper: 2 to 3). With weights an epoch has as many documents as there are, and a small dataset
     with a large weight is read more often."""
-    longest: int | None = Field(default=None, ge=2)
+    longest: Annotated[int | None, ADDED] = Field(default=None, ge=2)
     """Tokens of the longest document taken, prompt and answer (the paper: 32,768); longer ones are left out and counted.
     Null: what the model's window holds."""
-    validation: Validation = Validation()
+    validation: Annotated[Validation, ADDED] = Validation()
     """Documents that are held out."""
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate (the paper: 5e-6 for the largest model, 1e-4 for 1.5B)."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Shape of the learning rate; the paper's is a cosine to a tenth."""
-    lora: Lora | None = None
+    lora: Annotated[Lora | None, ADDED] = None
     """Train low-rank adapters instead of all weights; the model handed over is merged. Null: all weights."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
