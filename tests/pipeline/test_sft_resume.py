@@ -88,7 +88,13 @@ def finished(folder: Path, *, processes: int = 1) -> dict[str, Any]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with (folder / "log.txt").open("ab") as log:
             status = subprocess.run(
-                [*command, "-m", "stages", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=300, check=False
+                [*command, "-m", "stages", str(folder)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                timeout=300,
+                check=False,
             ).returncode
     assert status == 0, (folder / "log.txt").read_text()[-2000:]
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
@@ -139,7 +145,9 @@ def test_killed_and_stopped_equals_uninterrupted(
     assert {"eval/loss/large", "eval/loss/small"} <= metrics.keys()
     assert [round(line.metrics["train/lr"] * 1000, 9) for line in lines[:4]] == [1, 2, 3, 3]
     assert digest_files(whole / "model") != digest_files(inputs["model"])
-    names = {name: json.loads((path / "config.json").read_text()) for name, path in (("a", whole / "model"), ("b", inputs["model"]))}
+    names = {
+        name: json.loads((path / "config.json").read_text()) for name, path in (("a", whole / "model"), ("b", inputs["model"]))
+    }
     assert names["a"]["architectures"] == names["b"]["architectures"]
 
 

@@ -123,7 +123,9 @@ def test_loss_and_gradient_are_transformers_own(found):
 @pytest.mark.parametrize("lora", [False, True])
 def test_every_zero_stage_takes_the_same_steps_and_hands_over_what_it_samples_with(found, lora):
     start, plain = dict(tiny_llama().float().named_parameters()), plain_model(lora).float()
-    optimizer = torch.optim.AdamW((p for p in plain.parameters() if p.requires_grad), lr=RATE, betas=(0.9, 0.95), weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        (p for p in plain.parameters() if p.requires_grad), lr=RATE, betas=(0.9, 0.95), weight_decay=0
+    )
     texts = documents()
     total = sum(len(text.completion) for text in texts)
     for _ in range(STEPS):

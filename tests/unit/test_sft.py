@@ -111,7 +111,12 @@ def test_documents_that_the_window_does_not_hold_are_left_out_and_counted(model,
 
 def test_what_is_handed_over_has_the_adapters_merged_in_and_loads_as_any_model(model, tmp_path):
     data = dataset(tmp_path / "data", [(f"{n}+{n + 1}=?", f"{n}{n}{n}") for n in range(6)])
-    fields = {"lr": 1e-2, "epochs": 6, "validation": {"count": 2}, "lora": {"rank": 2, "alpha": 4, "targets": ["v_proj", "down_proj"]}}
+    fields = {
+        "lr": 1e-2,
+        "epochs": 6,
+        "validation": {"count": 2},
+        "lora": {"rank": 2, "alpha": 4, "targets": ["v_proj", "down_proj"]},
+    }
     result = run(tmp_path / "stage", model, data, **fields)
     assert result.metrics["eval/loss"] < result.metrics["eval/loss_before"]
     before, after = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (model, tmp_path / "stage/model"))

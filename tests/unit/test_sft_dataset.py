@@ -68,7 +68,10 @@ def test_good_rows_are_kept_as_they_are_and_bad_ones_named_and_counted(tmp_path,
     assert f"{path}: line 3: not JSON; the row is left out" in said[1]
     assert len(said) == 6 and said[5].endswith("6 of 8 rows are left out")
     # It is what `sft` reads.
-    assert load_documents(tmp_path / "stage/dataset/train.parquet") == [Document(" Q: 1+1? A:", " 2\n", "7"), Document("x", "y")]
+    assert load_documents(tmp_path / "stage/dataset/train.parquet") == [
+        Document(" Q: 1+1? A:", " 2\n", "7"),
+        Document("x", "y"),
+    ]
 
 
 def test_parquet_other_columns_and_a_limit(tmp_path):
@@ -91,7 +94,9 @@ def test_questions_go_through_the_template(tmp_path):
 
 def test_nothing_left_is_told_with_the_columns(tmp_path):
     path = lines(tmp_path / "mine.jsonl", [{"input": "a", "output": "b"}])
-    with pytest.raises(UserError, match=r"no document is left of it \(1 × no column `prompt`\); the columns are: input, output"):
+    with pytest.raises(
+        UserError, match=r"no document is left of it \(1 × no column `prompt`\); the columns are: input, output"
+    ):
         make(tmp_path / "stage", path)
     assert not (tmp_path / "stage/dataset").exists()
 
@@ -119,7 +124,12 @@ def message(role, content):
 
 
 def test_conversations_are_rendered_and_only_the_last_answer_is_learned(tmp_path, chat):
-    talk = [message("user", "1+1"), message("assistant", "2"), message("user", "2+2"), message("assistant", "<think>d</think>4")]
+    talk = [
+        message("user", "1+1"),
+        message("assistant", "2"),
+        message("user", "2+2"),
+        message("assistant", "<think>d</think>4"),
+    ]
     rows = [
         {"messages": talk, "problem_id": "a"},
         {"messages": talk[:3]},
