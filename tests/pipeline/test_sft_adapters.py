@@ -1,4 +1,4 @@
-"""RL with low-rank adapters: the sampler and the renewed reference have the adapted weights, the model handed over is merged."""
+"""RL with low-rank adapters: sampler and renewed reference have the adapted weights, the model handed over is merged."""
 
 import json
 from pathlib import Path
