@@ -93,7 +93,8 @@ class Chat:
 
     def __init__(self, folder: Path | None) -> None:
         """The tokenizer is loaded when the first conversation comes."""
-        self._folder, self._tokenizer = folder, None
+        self._folder = folder
+        self._tokenizer: Any = None
 
     def render(self, messages: Any) -> tuple[str, str]:
         """Prompt and completion. Raises Refused for what is no conversation, or when the template changes the answer."""

@@ -27,7 +27,7 @@ def adapted(model: Any, lora: Lora | None, seed: int) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     dtype = next(model.parameters()).dtype
     _check_targets(model, lora)
     with torch.random.fork_rng():
@@ -58,7 +58,7 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         before, base, what = name.rpartition(".base_layer.")
         if before in layers and base:
-            delta = layers[before].get_delta_weight(ADAPTER) if what == "weight" else 0  # type: ignore[operator]
+            delta = layers[before].get_delta_weight(ADAPTER) if what == "weight" else 0
             yield f"{before}.{what}", tensor + delta
         elif name.partition(".lora_")[0] not in layers:
             yield name, tensor

@@ -1,0 +1,43 @@
+"""RL with low-rank adapters: sampler and renewed reference have the adapted weights, the model handed over is merged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.tracking.journal import read
+from tests.pipeline.test_sft_resume import inputs  # noqa: F401  a fixture
+from tests.pipeline.test_stage_resume import prepare, start
+
+RL = [
+    "stages.zero.steps=3",
+    "stages.zero.lr=1e-1",
+    "stages.zero.questions=2",
+    "stages.zero.evaluation={every: 3, problems: 2}",
+    "stages.zero.kl=0.01",
+    "stages.zero.reference_every=2",
+    "stages.zero.select=last",
+    # A coin, so that a model that knows nothing earns something.
+    "stages.zero.rewards={accuracy: 0, format: 0, language: 0, random: 1}",
+    "stages.zero.lora={rank: 3, alpha: 6, targets: [q_proj, down_proj]}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ["zero0", "zero3"])
+def test_the_sampler_and_the_reference_follow_the_adapters(tmp_path: Path, inputs: dict[str, Path], zero: str) -> None:  # noqa: F811
+    folder = prepare(tmp_path / "stage", "zero", {"policy": inputs["model"]}, [*RL, f"stages.zero.deepspeed={zero}"])
+    assert start(folder).wait(timeout=200) == 0, (folder / "log.txt").read_text()[-2000:]
+    lines = [line.metrics for line in read(folder / "journal.jsonl")]
+    # On-policy: what sampled says of its tokens what the trainer says, after updates too.
+    assert max(line["train/mismatch_max"] for line in lines) < 1e-4
+    assert lines[0]["train/kl"] == pytest.approx(0, abs=1e-9)
+    assert lines[1]["train/kl"] > 1e-4  # the policy has moved away
+    assert lines[2]["train/kl"] == pytest.approx(0, abs=1e-7)  # the reference has become the policy
+    before, after = (load_file(path / "model.safetensors") for path in (inputs["model"], folder / "model"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "down_proj"}
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
