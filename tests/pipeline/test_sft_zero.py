@@ -29,7 +29,7 @@ def whole_gradient(engine):
 
 
 def rank(folder: Path) -> None:
-    """Leave FOLDER/found.pt: (zero, adapters, cut) -> loss, gradient; (zero, adapters) -> held-out loss and weights at the end."""
+    """Leave FOLDER/found.pt: (zero, adapters, cut) -> loss, gradient; (zero, adapters) -> held-out loss, weights at the end."""
     from stages.engine import ranks, scorer
     from stages.engine.adapters import adapted, plain_weights
     from stages.engine.deepspeed_engine import Engine

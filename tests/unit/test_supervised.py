@@ -1,4 +1,4 @@
-"""Supervised training: which documents a step takes, which are held out, the loss and its gradient, no leaks between documents."""
+"""Supervised training: which documents a step takes or holds out, the loss and its gradient, no leaks between documents."""
 
 import random
 from array import array
