@@ -1,4 +1,4 @@
-"""Supervised training that is killed and stopped in its middle ends with the same bits: model, curves, held-out loss, digest."""
+"""Supervised training that is killed and stopped in its middle ends with the same bits: model, curves, held-out loss."""
 
 import json
 import os

@@ -102,7 +102,8 @@ def test_nothing_left_is_told_with_the_columns(tmp_path):
 
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
     "<{{ m.role }}>{{ m.content.split('</think>')[-1] if m.role == 'assistant' and drop is defined else m.content }}<eos>\n"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
