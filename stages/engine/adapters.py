@@ -1,6 +1,7 @@
 """Low-rank adapters by the library peft, and the plain weights of an adapted model.
 
-peft gives the adapters the number format of the weights they stand beside; DeepSpeed keeps float32 copies of what it trains. Who samples, measures or takes over the model gets plain weights, with the adapters' products added.
+peft gives the adapters the number format of the weights they stand beside; DeepSpeed keeps float32 copies of what it trains.
+Who samples, measures or takes over the model gets plain weights, with the adapters' products added.
 """
 
 from collections.abc import Iterator
