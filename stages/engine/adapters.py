@@ -1,7 +1,7 @@
 """Low-rank adapters by the library peft, and the plain weights of an adapted model.
 
-The adapters have the number format of the weights they stand beside: DeepSpeed keeps float32 copies of what it trains, and
-wants one format. Who samples, measures or takes over the model gets plain weights, with the adapters' products added.
+peft gives the adapters the number format of the weights they stand beside; DeepSpeed keeps float32 copies of what it trains.
+Who samples, measures or takes over the model gets plain weights, with the adapters' products added.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,10 @@ def adapted(model: Any, lora: Lora | None, seed: int) -> Any:
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
-    dtype = next(model.parameters()).dtype
     _check_targets(model, lora)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
     return model
 
 

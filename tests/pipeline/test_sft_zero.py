@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.engine.packed import Text
 from tests.conftest import ROOT, tiny_llama
 from tests.unit.test_supervised import documents, plain_losses
 
 CUTS = (1, 30, 75, 10_000)
 LORA = {"rank": 3, "alpha": 6.0, "targets": ("q_proj", "v_proj", "down_proj")}
 STEPS = 3
+IDLE = [Text([3, 4, 5], [6] * 18), Text([9, 8, 7], [5] * 18)]
+"""Of four parts these are the second and the fourth: the first of two ranks measures nothing."""
 RATE = 1e-2
 
 
@@ -29,7 +32,7 @@ def whole_gradient(engine):
 
 
 def rank(folder: Path) -> None:
-    """Leave FOLDER/found.pt: (zero, adapters, cut) -> loss, gradient; (zero, adapters) -> held-out loss, weights at the end."""
+    """Leave FOLDER/found.pt: (zero, adapters, cut, documents) -> loss, gradient; (zero, adapters) -> what three steps give."""
     from stages.engine import ranks, scorer
     from stages.engine.adapters import adapted, plain_weights
     from stages.engine.deepspeed_engine import Engine
@@ -57,10 +60,11 @@ def rank(folder: Path) -> None:
                 accumulate(engine, texts, 40)
                 engine.step(RATE)
             held = HeldOut(texts, ["a"] * len(texts), 30).measure(engine)["eval/loss"]
+            idle = HeldOut(IDLE, ["a", "a"], 10).measure(engine)["eval/loss"]
             with engine.whole_weights() as whole:
                 weights = {name: tensor.clone() for name, tensor in plain_weights(whole)}
             sampler = {name: p.detach().clone() for name, p in engine.sampling_model().named_parameters()}
-            found[zero, bool(lora)] = held, weights, sampler
+            found[zero, bool(lora)] = held, idle, weights, sampler
     if ranks.number() == 0:
         torch.save(found, folder / "found.pt")
     ranks.barrier()
@@ -133,6 +137,7 @@ def test_every_zero_stage_takes_the_same_steps_and_hands_over_what_it_samples_wi
         (sum(plain_losses(plain, texts)) / total).backward()
         optimizer.step()
     held = sum(x.item() for x in plain_losses(plain, texts)) / total
+    held_idle = sum(x.item() for x in plain_losses(plain, IDLE)) / sum(len(text.completion) for text in IDLE)
     if lora:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -146,8 +151,9 @@ def test_every_zero_stage_takes_the_same_steps_and_hands_over_what_it_samples_wi
     moved = torch.cat([(expected[name] - p).flatten() for name, p in start.items()]).norm()
     assert moved > 0.1
     for zero in range(4):
-        loss, weights, sampler = found[zero, lora]
+        loss, idle, weights, sampler = found[zero, lora]
         assert loss == pytest.approx(held, rel=1e-4)
+        assert idle == pytest.approx(held_idle, rel=1e-4)
         assert weights.keys() == expected.keys() == sampler.keys()
         for mine in (weights, sampler):
             off = torch.cat([(mine[name] - expected[name]).flatten() for name in expected]).norm()

@@ -1,4 +1,4 @@
-"""Supervised training: which documents a step takes or holds out, the loss and its gradient, no leaks between documents."""
+"""Supervised training: which documents a step takes and which are held out, loss and gradient, no leaks between documents."""
 
 import random
 from array import array
@@ -175,6 +175,7 @@ def test_documents_of_a_problem_are_held_out_together():
         assert sorted(trained + held) == list(range(42))
         assert len({0, 1, 2} & set(held)) in (0, 3)
         assert 10 <= len(held) <= 12
+        assert len(hold_out(some[3:], Validation(count=10), seed)[1]) == 10
     assert any(0 in hold_out(some, Validation(count=10), seed)[1] for seed in range(40))
     # The same problems whatever the order of the rows; others with another seed.
     kept = {some[n].prompt for n in hold_out(some, Validation(share=0.25), 3)[1]}
