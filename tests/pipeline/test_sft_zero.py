@@ -36,7 +36,7 @@ def rank(folder: Path) -> None:
     from stages.engine import ranks, scorer
     from stages.engine.adapters import adapted, plain_weights
     from stages.engine.deepspeed_engine import Engine
-    from stages.engine.settings import Lora, Optimizer
+    from stages.engine.settings import Lora, Training
     from stages.supervised.held_out import HeldOut
     from stages.supervised.train import accumulate
 
@@ -47,7 +47,7 @@ def rank(folder: Path) -> None:
 
             def fresh(lora=lora, zero=zero):
                 model = adapted(tiny_llama().float(), lora, seed=1)
-                return Engine(scorer.TokenScorer(model), Optimizer(max_grad_norm=1e9), f"zero{zero}", "cpu")
+                return Engine(scorer.TokenScorer(model), Training(max_grad_norm=1e9), f"zero{zero}", "cpu")
 
             engine = fresh()
             for cut in CUTS:

@@ -12,7 +12,7 @@ from stages.engine.attention import NAME
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Text, micro_batches, pack
 from stages.engine.scorer import TokenScorer
-from stages.engine.settings import Optimizer
+from stages.engine.settings import Training
 from stages.store.errors import UserError
 from stages.supervised.documents import Document, hold_out, load_documents, tokenize
 from stages.supervised.held_out import HeldOut
@@ -60,7 +60,7 @@ def test_loss_and_gradient_are_those_of_one_document_at_a_time(micro, cuts):
     loss = loss.item()
 
     model = tiny_llama().float()
-    engine = Engine(TokenScorer(model), Optimizer(), "zero0", "cpu")
+    engine = Engine(TokenScorer(model), Training(), "zero0", "cpu")
     found, tokens = accumulate(engine, texts, micro)
     assert found == pytest.approx(loss, rel=1e-5)
     assert torch.linalg.norm(gradient(model) - gradient(plain)) / torch.linalg.norm(gradient(plain)) <= 1e-5
@@ -72,7 +72,7 @@ def test_a_held_out_loss_is_the_mean_over_its_tokens_and_leaves_no_gradient():
     texts, plain = documents(), tiny_llama().float()
     names = ["b" if number % 4 else "a" for number in range(len(texts))]
     losses = [x.item() for x in plain_losses(plain, texts)]
-    engine = Engine(TokenScorer(tiny_llama().float()), Optimizer(), "zero0", "cpu")
+    engine = Engine(TokenScorer(tiny_llama().float()), Training(), "zero0", "cpu")
     for micro in (20, 10_000):
         found = HeldOut(texts, names, micro).measure(engine)
         for key, chosen in (("eval/loss", "ab"), ("eval/loss/a", "a"), ("eval/loss/b", "b")):
@@ -194,12 +194,12 @@ def test_share_and_count_exclude_each_other():
 
 
 def test_the_rate_rises_in_a_line_and_falls_to_a_tenth_in_a_cosine():
-    rate = Optimizer(lr=8.0, schedule="cosine", warmup_steps=4)
+    rate = Training(lr=8.0, schedule="cosine", warmup_steps=4)
     assert [rate.lr_at(step, 104) for step in range(5)] == [2, 4, 6, 8, 8]
     assert rate.lr_at(54, 104) == pytest.approx(0.8 + 7.2 / 2)  # half way
     assert rate.lr_at(29, 104) == pytest.approx(0.8 + 7.2 * (1 + 0.5**0.5) / 2)  # a quarter
     assert rate.lr_at(104, 104) == pytest.approx(0.8)
-    assert Optimizer(lr=8.0, schedule="cosine", final_share=0.5).lr_at(10, 10) == pytest.approx(4)
+    assert Training(lr=8.0, schedule="cosine", final_share=0.5).lr_at(10, 10) == pytest.approx(4)
 
 
 class Letters:
