@@ -6,7 +6,7 @@ import pytest
 
 from stages.problems.sources import load_problems
 from stages.recipe import load_recipe, recipe_schema
-from stages.store.config import semantic
+from stages.store.config import semantic, stage_inputs
 from stages.store.errors import UserError
 from stages.store.manifest import fingerprint
 from tests.conftest import ROOT
@@ -21,7 +21,8 @@ def test_every_shipped_config_loads(path, tmp_path):
     # A recipe names no model, and shipped problems lie with the user: both are put in here.
     overrides = PROBLEMS if path in RECIPES or "gsm8k" in path else []
     if path in RECIPES:
-        overrides = [*overrides, f"stages.base.path={tmp_path}"]
+        models = ["base", "small_base"] if "full" in path else ["base"]
+        overrides = [*overrides, *(f"stages.{name}.path={tmp_path}" for name in models)]
     recipe = load_recipe(ROOT / path, overrides)
     assert {"base", "zero", "evaluation"} <= recipe.stages.keys()
     # The resolved document alone repeats the run.
@@ -29,6 +30,19 @@ def test_every_shipped_config_loads(path, tmp_path):
     again = load_recipe(tmp_path / "again.yaml")
     assert again.stages == recipe.stages
     assert again.document == recipe.document
+
+
+def test_the_full_recipe_has_the_papers_seven_stages():
+    recipe = load_recipe(ROOT / "configs/quickstart-full.yaml")
+    inputs = {name: set(stage_inputs(config).values()) for name, config in recipe.stages.items()}
+    named = {name: {stage for stage, _ in found} for name, found in inputs.items()}
+    assert named["rejection_sampling"] == {"base", "reasoning_data", "general_data"}, "the base again"
+    assert named["reasoning_data"] == named["general_data"] == {"reasoning"}
+    assert named["all_scenarios"] == {"rejection_sampling"}
+    assert named["distillation"] == {"small_base", "reasoning_data", "general_data"}
+    quick = load_recipe(ROOT / "configs/quickstart.yaml")
+    for name in ("base", "zero", "cold_start_data", "cold_start", "reasoning"):
+        assert semantic(recipe.stages[name]) == semantic(quick.stages[name]), "done once, it is reused"
 
 
 def test_the_recipe_has_the_papers_figures():
