@@ -15,6 +15,8 @@ from flows.launch import WAITING
 
 ROOT = Path(__file__).resolve().parents[2]
 
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that name a process group."""
 Turn = dict[str, Any]
 """What a side says after a turn: seconds, peak_mib, and more of its own."""
 
@@ -57,7 +59,8 @@ class Spec:
         """As stages are launched, and offline."""
         threads = str(self.threads or cores())
         return {
-            **os.environ,
+            # Of a process group that the parent may have joined, nothing goes on.
+            **{name: value for name, value in os.environ.items() if name not in GROUP},
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             **WAITING,
