@@ -76,12 +76,12 @@ def _torch() -> Iterator[Finding]:
 
 def _compiler() -> Finding:
     """Sampling on a CPU is compiled."""
-    from stages.rollout.compiled import NoCompiler, library
+    from stages.rollout.compiled import NoCompiler, built_step
 
     try:
-        return Finding("C++ compiler", "ok", f"{library()._name}: sampling on this CPU is compiled")
+        return Finding("C++ compiler", "ok", f"{built_step()._name}: sampling on this CPU is compiled")
     except NoCompiler as error:
-        return Finding("C++ compiler", "warn", f"{error}: sampling on a CPU takes 2 to 3 times as long", "apt install g++")
+        return Finding("C++ compiler", "warn", f"{error}: sampling on a CPU takes 1.5 to 3 times as long", "apt install g++")
 
 
 def _runs(runs: Runs) -> Finding:

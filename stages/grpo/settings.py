@@ -88,7 +88,8 @@ class GRPO(Training):
     their place, at most so many times a step; then the step makes do with what it has. 0: every group stays."""
     one_step_off: Annotated[bool, ADDED] = False
     """Sample the next rollout with the policy of before, while it is updated. Off-policy by one step; the default of
-    `importance_cap` is then 2, which corrects for it. It pays where the sampler has a processor of its own (vLLM)."""
+    `importance_cap` is then 2, which corrects for it. It is meant for a sampler with a processor of its own (vLLM); its gain
+    is not measured."""
     ratio: RatioName = "token"
     """ρ of each token, of the sequence (the geometric mean over an answer), or the product over the whole answer."""
     aggregation: AggregationName = "sample_mean"

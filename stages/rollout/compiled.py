@@ -1,6 +1,7 @@
 """The lean decoding step, compiled: `decode.cpp` through the machine's own C++ compiler, on a CPU and in float32.
 
-Twice as fast as the same step in PyTorch for few rows. It is built when it is first wanted (a second or two) and kept in the
+Three times as fast as the same step in PyTorch for 16 rows, 1.5 times for 256 (SmolLM2-135M, two threads). It is built when it
+is first wanted (a second or two) and kept in the
 user's cache folder, under a name that says what it was made from and for which processor. Its numbers differ from PyTorch's by
 rounding alone.
 """
@@ -86,7 +87,7 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def built_step() -> ctypes.CDLL:
     """The compiled step, built if need be.
 
     Raises NoCompiler.
@@ -149,7 +150,7 @@ class CompiledDecoder(LeanDecoder):
     def __init__(self, model: Any, longest: int) -> None:
         """As LeanDecoder; raises NoCompiler."""
         super().__init__(model, longest)
-        self._library = library()
+        self._step = built_step()
         config = model.config
         self._tables = self._cos.contiguous(), self._sin.contiguous()
         self._layers = (_Layer * len(self.layers))(*map(_layer, self.layers))
@@ -190,11 +191,11 @@ class CompiledDecoder(LeanDecoder):
             own_room=own.tokens,
             logits=logits.data_ptr(),
         )
-        wanted = self._library.scratch_floats(ctypes.byref(self._model), ctypes.byref(batch))
+        wanted = self._step.scratch_floats(ctypes.byref(self._model), ctypes.byref(batch))
         if len(self._scratch) < wanted:
             self._scratch = torch.empty(wanted)
         batch.scratch = self._scratch.data_ptr()
-        self._library.decode_step(ctypes.byref(self._model), ctypes.byref(batch))
+        self._step.decode_step(ctypes.byref(self._model), ctypes.byref(batch))
         return logits
 
 

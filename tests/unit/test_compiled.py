@@ -138,13 +138,13 @@ def fresh_cache(monkeypatch, folder, script):
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(file))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    compiled.library.cache_clear()
+    compiled.built_step.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _forget():
     yield
-    compiled.library.cache_clear()
+    compiled.built_step.cache_clear()
 
 
 def test_it_is_built_once_and_again_when_the_compiler_changes(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_it_is_built_once_and_again_when_the_compiler_changes(tmp_path, monkeypa
     for version in (1, 1, 2):
         script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = --version ] && echo {version} && exit\nexec {real} "$@"'
         fresh_cache(monkeypatch, tmp_path, script)
-        compiled.library()
+        compiled.built_step()
     calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert len([call for call in calls if "-o" in call]) == 2
     assert len(list((tmp_path / "cache" / "r1-pipeline").glob("*.so"))) == 2
@@ -162,12 +162,12 @@ def test_a_compiler_that_fails_is_told_of_in_one_line_and_sampling_goes_on(tmp_p
     fresh_cache(monkeypatch, tmp_path, '[ "$1" = --version ] && exit\necho "no such header" >&2\nexit 3')
     model = model_of("llama")
     with pytest.raises(NoCompiler, match="status 3: no such header"):
-        compiled.library()
+        compiled.built_step()
     with pytest.warns(UserWarning, match=r"not compiled, so sampling is slower: .*no such header; install one"):
         assert type(TorchRollout(model, tokenizer)._decoder(8)) is LeanDecoder
     with pytest.raises(UserError, match=r"cannot be compiled: .*no such header"):
         TorchRollout(model, tokenizer, decoder="compiled")._decoder(8)
     monkeypatch.setenv("CXX", os.devnull)
-    compiled.library.cache_clear()
+    compiled.built_step.cache_clear()
     with pytest.raises(NoCompiler, match="no C\\+\\+ compiler"):
-        compiled.library()
+        compiled.built_step()
