@@ -4,11 +4,12 @@ transformers hands every layer's queries, keys and values (T tokens in a line, n
 them over the places of a `Layout` and works family by family. An answer's token looks at the whole prompt (no mask, one product
 for all answers to it) and at its own answer's earlier tokens (causal, no mask either). On a CPU the two are worked out by the
 flash kernel and put together by their log-sum-exps (as ring attention does, arXiv 2310.01889), so that nothing of the size of
-length × length is ever held. Elsewhere the public function gets both as one with a mask: the same numbers, and what tests
-compare with.
+length × length is ever held. That kernel takes and gives heads before tokens, but in memory it has tokens before heads, as the
+line of tokens has: nothing is copied for it, and fewer key heads than query heads are its business too. Elsewhere the public
+function gets both as one with a mask: the same numbers, and what tests compare with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,15 +30,17 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Family:
-    """Texts worked on together: S prompts of C tokens, each with equally many answers, in blocks of like length.
+    """Texts worked on together: S prompts of at most C tokens, each with about as many answers, in blocks of like length.
 
-    Texts that share nothing have no answers: each is a prompt of at most C tokens.
+    A prompt with fewer answers than another has empty ones. Texts that share nothing have none: each is a prompt.
     """
 
     prompts: int
     prompt_length: int
     blocks: tuple[tuple[int, int], ...] = ()
     """Of each block how many answers a prompt has there, G, and how many tokens the longest has, L."""
+    hidden: Tensor | None = field(default=None, compare=False)
+    """(S, C) whether a place is behind the end of its prompt; None where no answer could look there."""
 
     @property
     def sizes(self) -> list[int]:
@@ -60,7 +63,8 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same on another device."""
-        return Layout(self.families, self.token.to(device), self.place.to(device), self.empty.to(device))
+        families = [f if f.hidden is None else replace(f, hidden=f.hidden.to(device)) for f in self.families]
+        return Layout(families, self.token.to(device), self.place.to(device), self.empty.to(device))
 
 
 class _Spread(torch.autograd.Function):
@@ -90,53 +94,66 @@ class _Collect(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """Attention to a prompt (all of it) and to oneself (causal) as one softmax.
+    """Attention to a prompt (all of it) and to oneself (causal) as one softmax; shapes as `_joined` has them.
 
-    query: (S, K, M, L, d), of M = answers × heads of a group; prompt_key, prompt_value: (S, K, C, d); key, value: as query.
     Each part's flash kernel gives its output and log-sum-exp; backward, each gets the joint ones, and so its own gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prompt_key: Tensor,
+        prompt_value: Tensor,
+        hidden: Tensor | None,
+        scale: float,
     ) -> Tensor:
-        there, here = query.flatten(2, 3), (query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
-        of_prompt, sum_prompt = _flash(there, prompt_key, prompt_value, scale=scale)
+        bias = None if hidden is None else torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
+        bias = None if bias is None else bias[:, None, None]  # (S, 1, 1, C)
+        there, here = (_by_prompt(query), _heads(prompt_key), _heads(prompt_value)), map(_by_answer, (query, key, value))
+        of_prompt, sum_prompt = _flash(*there, attn_mask=bias, scale=scale)
         of_self, sum_self = _flash(*here, is_causal=True, scale=scale)
-        # (S, K, M × L) and (S, K × M, L) hold the same numbers in the same order.
-        sum_prompt = sum_prompt.reshape(query.shape[:-1])
-        sum_self = sum_self.reshape(query.shape[:-1])
+        sum_prompt, sum_self = (_heads(x).reshape(query.shape[:-1]) for x in (sum_prompt, sum_self))  # (S, G, L, H)
         total = torch.logaddexp(sum_prompt, sum_self)
-        joint = torch.lerp(
-            of_prompt.reshape(query.shape),
-            of_self.reshape(query.shape),
-            (sum_self - total).exp().to(query.dtype)[..., None],
-        )
-        ctx.scale = scale
-        ctx.save_for_backward(query, prompt_key, prompt_value, key, value, joint, total)
+        share = (sum_self - total).exp_().to(query.dtype)[..., None]
+        joint = torch.lerp(_heads(of_prompt).reshape(query.shape), _heads(of_self).reshape(query.shape), share)
+        ctx.scale, ctx.bias = scale, bias
+        ctx.save_for_backward(query, key, value, prompt_key, prompt_value, joint, total)
         return joint
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, prompt_key, prompt_value, key, value, joint, total = ctx.saved_tensors
+        query, key, value, prompt_key, prompt_value, joint, total = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         # (gradient, query, key, value, output, log-sum-exp), once to the prompt and once to oneself.
-        there = gradient.flatten(2, 3), query.flatten(2, 3), prompt_key, prompt_value, joint.flatten(2, 3), total.flatten(2, 3)
-        to_query, to_prompt_key, to_prompt_value = _flash_backward(*there, 0.0, False, scale=ctx.scale)
-        here = [x.flatten(1, 2) for x in (gradient, query, key, value, joint, total)]
-        also, to_key, to_value = _flash_backward(*here, 0.0, True, scale=ctx.scale)
-        return (
-            to_query.reshape(query.shape) + also.reshape(query.shape),
-            to_prompt_key,
-            to_prompt_value,
-            to_key.reshape(key.shape),
-            to_value.reshape(value.shape),
-            None,
-        )
+        there = _by_prompt(gradient), _by_prompt(query), _heads(prompt_key), _heads(prompt_value)
+        results = _by_prompt(joint), _by_prompt(total)
+        to_query, *to_prompt = _flash_backward(*there, *results, 0.0, False, attn_mask=ctx.bias, scale=ctx.scale)
+        here = map(_by_answer, (gradient, query, key, value, joint, total))
+        also, *to_own = _flash_backward(*here, 0.0, True, scale=ctx.scale)
+        to_query = _heads(to_query).reshape(query.shape) + _heads(also).reshape(query.shape)
+        return to_query, *(_heads(x).reshape(key.shape) for x in to_own), *map(_heads, to_prompt), None, None
+
+
+def _heads(x: Tensor) -> Tensor:
+    """(n, tokens, heads, …) <-> (n, heads, tokens, …)."""
+    return x.transpose(1, 2)
+
+
+def _by_prompt(x: Tensor) -> Tensor:
+    """(S, G, L, heads, …) -> (S, heads, G × L, …)."""
+    return _heads(x.flatten(1, 2))
+
+
+def _by_answer(x: Tensor) -> Tensor:
+    """(S, G, L, heads, …) -> (S × G, heads, L, …)."""
+    return _heads(x.flatten(0, 1))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, *, joined: bool) -> Tensor:
-    """(T, H, d) attention of packed tokens. query: (T, H, d); key, value: (T, K, d), of K = H / repeats heads.
+    """(T, H, d) attention of packed tokens. query: (T, H, d); key, value: (T, K, d), of which H is a multiple.
 
     joined: by log-sum-exps (CPU), else with a mask.
     """
@@ -145,57 +162,56 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     parts = iter(zip(*(_Spread.apply(x, layout).split(sizes) for x in (query, key, value)), strict=True))
     work, found = _joined if joined else _masked, []
     for family in layout.families:
-        q, k, v = (x.unflatten(0, (family.prompts, -1)).transpose(1, 2) for x in next(parts))
-        found.append(_causal(q, k, v, scale).transpose(1, 2).flatten(0, 1))
+        q, k, v = (x.unflatten(0, (family.prompts, -1)) for x in next(parts))
+        found.append(_causal(q, k, v, scale).flatten(0, 1))
         for count, _ in family.blocks:
             own_q, own_k, own_v = (x.unflatten(0, (family.prompts, count, -1)) for x in next(parts))
-            found.append(work(own_q, own_k, own_v, k, v, scale).flatten(0, 2))
+            found.append(work(own_q, own_k, own_v, k, v, family.hidden, scale).flatten(0, 2))
     result: Tensor = _Collect.apply(torch.cat(found), layout)
     return result
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(S, H, C, d). Shorter texts have empty places at their end, which no earlier place sees."""
-    repeats = query.shape[1] // key.shape[1]
-    return scaled_dot_product_attention(query, _repeat(key, repeats), _repeat(value, repeats), is_causal=True, scale=scale)
+    """(S, C, H, d), each text for itself. Shorter ones have empty places at their end, which no earlier place sees."""
+    repeats, grouped = query.shape[2] // key.shape[2], query.device.type == "cpu"
+    q, k, v = map(_heads, (query, key, value) if grouped else (query, _repeat(key, repeats), _repeat(value, repeats)))
+    return _heads(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped and repeats > 1))
 
 
-def _repeat(heads: Tensor, repeats: int) -> Tensor:
-    """(…, K, n, d) -> (…, K × repeats, n, d), each head `repeats` times in a row."""
-    return heads if repeats == 1 else heads.repeat_interleave(repeats, dim=-3)
+def _repeat(x: Tensor, repeats: int) -> Tensor:
+    """(…, K, d) -> (…, K × repeats, d), each head `repeats` times in a row."""
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=-2)
 
 
-def _joined(query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor, scale: float) -> Tensor:
-    """(S, G, L, H, d) attention of answers. query: as the result; key, value: (S, G, L, K, d); prompt's: (S, K, C, d)."""
-    heads, repeats = key.shape[3], query.shape[3] // key.shape[3]
-    by_head = query.unflatten(3, (heads, repeats)).permute(0, 3, 1, 4, 2, 5)  # (S, K, G, repeats, L, d)
-    own_key, own_value = (
-        x.permute(0, 3, 1, 2, 4).unsqueeze(3).expand(by_head.shape).flatten(2, 3)  # (S, K, G × repeats, L, d)
-        for x in (key, value)
-    )
-    joint: Tensor = _Joined.apply(by_head.flatten(2, 3), prompt_key, prompt_value, own_key, own_value, scale)
-    return joint.view(by_head.shape).permute(0, 2, 4, 1, 3, 5).flatten(3, 4)
+def _joined(
+    query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor, hidden: Tensor | None, scale: float
+) -> Tensor:
+    """(S, G, L, H, d) attention of answers.
+
+    query: as the result; key, value: (S, G, L, K, d); prompt's: (S, C, K, d); hidden: (S, C) places that are no token's.
+    """
+    joint: Tensor = _Joined.apply(query, key, value, prompt_key, prompt_value, hidden, scale)
+    return joint
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor, scale: float) -> Tensor:
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor, hidden: Tensor | None, scale: float
+) -> Tensor:
     """As `_joined`, with the prompt's keys copied for every answer, and a mask."""
-    prompts, answers, longest, repeats = *query.shape[:3], query.shape[3] // key.shape[3]
-    read = prompt_key.shape[2]
+    answers, longest, repeats = query.shape[1], query.shape[2], query.shape[3] // key.shape[3]
+    read = prompt_key.shape[1]
 
     def seen(own: Tensor, prompt: Tensor) -> Tensor:
-        copied = prompt[:, None].expand(prompts, answers, *prompt.shape[1:])
-        both = torch.cat([copied, own.transpose(2, 3)], dim=3).flatten(0, 1)  # (S × G, K, C + L, d)
-        return _repeat(both, repeats)
+        both = torch.cat([prompt.repeat_interleave(answers, 0), own.flatten(0, 1)], dim=1)  # (S × G, C + L, K, d)
+        return _heads(_repeat(both, repeats))
 
     visible = torch.ones(longest, read + longest, dtype=torch.bool, device=query.device).tril(read)
-    found: Tensor = scaled_dot_product_attention(
-        query.flatten(0, 1).transpose(1, 2),
-        seen(key, prompt_key),
-        seen(value, prompt_value),
-        attn_mask=visible,
-        scale=scale,
-    )
-    answer: Tensor = found.transpose(1, 2).unflatten(0, (prompts, answers))
+    if hidden is not None:
+        behind = torch.nn.functional.pad(hidden.repeat_interleave(answers, 0), (0, longest))
+        visible = visible & ~behind[:, None, None]  # (S × G, 1, L, C + L)
+    own, keys, values = _heads(query.flatten(0, 1)), seen(key, prompt_key), seen(value, prompt_value)
+    found = scaled_dot_product_attention(own, keys, values, attn_mask=visible, scale=scale)
+    answer: Tensor = _heads(found).unflatten(0, (-1, answers))
     return answer
 
 

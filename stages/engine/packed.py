@@ -5,16 +5,20 @@ token has its position in its own text; which tokens see which is the `Layout`'s
 predicts nothing and is never computed. `alone` packs the same texts one at a time: the plain reference that tests compare with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stages.engine.attention import Family, Layout
+from stages.engine.parts import even_parts
 
 FILLED = 0.75
-"""Texts that share nothing are worked on together where the shortest has at least this share of the longest's tokens."""
+"""Texts are worked on together where the shortest has at least this share of the longest's tokens.
+
+So are prompts, where one also has this share of another's answers.
+"""
 
 ANSWERS_FILLED = 0.5
 """The same of answers to one prompt: more blocks of less filling are more calls."""
@@ -113,34 +117,59 @@ def _same(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def _layout(groups: Sequence[_Group], tokens: int) -> Layout:
-    """Groups of as many answers to prompts of one length are a family, and so are texts alone of like length."""
-    shared: dict[tuple[int, int], list[_Group]] = {}
-    alone: list[list[int]] = []
-    for group in groups:
-        if len(group.answers) > 1:
-            shared.setdefault((len(group.prompt), len(group.answers)), []).append(group)
-        else:
-            alone.append([*group.prompt, *(token for answer in group.answers for token in answer)])
+    """Prompts of like length with about as many answers are a family, and so are texts alone of like length."""
+    alone = [[*g.prompt, *(t for answer in g.answers for t in answer)] for g in groups if len(g.answers) < 2]
     families: list[Family] = []
     places: list[int] = []  # -1: empty
-    for some in _of_like_length(alone):
-        families.append(Family(len(some), len(some[0])))
-        for text in some:
-            places += [*text, *[-1] * (len(some[0]) - len(text))]
-    for (length, _), some_groups in shared.items():
-        answers = [sorted(group.answers, key=len, reverse=True) for group in some_groups]
-        places += [token for group in some_groups for token in group.prompt]
+
+    def put(line: Sequence[int], room: int) -> None:
+        places.extend(line)
+        places.extend([-1] * (room - len(line)))
+
+    for texts in _of_like_length(alone):
+        families.append(Family(len(texts), len(texts[0])))
+        for text in texts:
+            put(text, len(texts[0]))
+    for some in _alike([group for group in groups if len(group.answers) > 1]):
+        lengths, most = [len(group.prompt) for group in some], max(len(group.answers) for group in some)
+        for group in some:
+            put(group.prompt, max(lengths))
+        answers = [_filled_up(sorted(group.answers, key=len, reverse=True), most) for group in some]
         blocks = []
         for start, end, longest in _blocks(answers):
             blocks.append((end - start, longest))
             for answer in (answer for group in answers for answer in group[start:end]):
-                places += [*answer, *[-1] * (longest - len(answer))]
-        families.append(Family(len(some_groups), length, tuple(blocks)))
+                put(answer, longest)
+        even = min(lengths) == max(lengths)
+        hidden = None if even else torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+        families.append(Family(len(some), max(lengths), tuple(blocks), hidden))
     token = torch.tensor(places)
     filled = (token >= 0).nonzero().flatten()
     place = torch.empty(tokens, dtype=torch.long)
     place[token[filled]] = filled
     return Layout(families, token.clamp(min=0), place, (token < 0).nonzero().flatten())
+
+
+def _alike(groups: Iterable[_Group]) -> list[list[_Group]]:
+    """Groups that fill one family well enough."""
+    found: list[list[_Group]] = []
+    for group in groups:
+        for some in found:
+            if all(_filled([*some, group], size) for size in (lambda g: len(g.prompt), lambda g: len(g.answers))):
+                some.append(group)
+                break
+        else:
+            found.append([group])
+    return found
+
+
+def _filled(groups: Sequence[_Group], size: Callable[[_Group], int]) -> bool:
+    sizes = [size(group) for group in groups]
+    return min(sizes) >= FILLED * max(sizes)
+
+
+def _filled_up(answers: list[range], count: int) -> list[range]:
+    return answers + [range(0)] * (count - len(answers))
 
 
 def _blocks(answers: Sequence[Sequence[range]]) -> Iterator[tuple[int, int, int]]:
@@ -168,23 +197,15 @@ def _of_like_length(texts: list[list[int]]) -> Iterator[list[list[int]]]:
 def micro_batches(texts: Sequence[Text], tokens: int, rank: int = 0, world_size: int = 1) -> list[Packed]:
     """Cut out this rank's micro-batches, of about `tokens` tokens at most; `owner` counts `texts`.
 
-    All texts in their order are cut into equally large parts, equally many for every rank. A prompt whose answers are cut
-    apart is computed in both parts. With fewer texts than ranks some ranks get none.
+    All texts in their order are cut into parts of like size, equally many for every rank. A prompt whose answers are cut
+    apart is computed in both parts, which is counted. With fewer texts than ranks some ranks get none.
     """
-    costs = []
-    for index, text in enumerate(texts):
-        shares = index > 0 and _same(texts[index - 1].prompt, text.prompt)
-        costs.append(len(text.completion) - 1 + (0 if shares else len(text.prompt)))
-    total = sum(costs)
-    parts = -(-max(1, -(-total // tokens)) // world_size) * world_size
-    cuts: list[list[int]] = [[] for _ in range(parts)]
-    before = 0
-    for index, cost in enumerate(costs):
-        # Where the text's middle lies decides, so that parts differ by less than a text.
-        cuts[min(parts - 1, int((before + cost / 2) * parts / max(1, total)))].append(index)
-        before += cost
-    mine = [cut for cut in cuts[rank::world_size] if cut]
-    return [pack([texts[i] for i in cut], cut) for cut in mine]
+    own, prompts = [len(text.completion) - 1 for text in texts], [len(text.prompt) for text in texts]
+    shares = [index > 0 and _same(texts[index - 1].prompt, text.prompt) for index, text in enumerate(texts)]
+    total = sum(own) + sum(size for size, shared in zip(prompts, shares, strict=True) if not shared)
+    count = -(-max(1, -(-total // tokens)) // world_size) * world_size
+    mine = even_parts(own, prompts, shares, count)[rank::world_size]
+    return [pack([texts[i] for i in part], part) for part in mine if part]
 
 
 def alone(texts: Sequence[Text]) -> list[Packed]:

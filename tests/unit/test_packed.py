@@ -1,5 +1,6 @@
 """Packed texts against the plain reference: transformers' own forward, one text at a time."""
 
+import itertools
 import random
 
 import pytest
@@ -23,11 +24,12 @@ def texts(count=7, seed=0):
 
 
 def grid():
-    """Several prompts of one length with equally many answers (one family), others alone, one answer of a single token."""
+    """Several prompts of like length with about as many answers (one family), others alone, one answer of a single token."""
     rng = random.Random(1)
     some = [[rng.randrange(32) for _ in range(5)] for _ in range(3)]
     return [
         *[Text(p, [rng.randrange(32) for _ in range(n)]) for p in some for n in (4, 9, 2)],
+        *[Text([9, 0, 4, 11], [rng.randrange(32) for _ in range(n)]) for n in (7, 3, 12, 5)],
         Text([3, 4], [5]),
         Text([3, 4], [6]),
         Text([7] * 9, [1, 2, 3]),
@@ -47,10 +49,6 @@ def flat_gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def masked(query, key, value, prompt_key, prompt_value, scale):
-    return attention._masked(query, key, value, prompt_key, prompt_value, scale)
-
-
 @pytest.mark.parametrize("work", ["joined", "masked"])
 @pytest.mark.parametrize("micro", [1, 20, 50, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -65,7 +63,7 @@ def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, te
     expected, expected_logp = flat_gradient(model), [plain_logp(model, item, temperature).detach() for item in items]
 
     if work == "masked":
-        monkeypatch.setattr(attention, "_joined", masked)
+        monkeypatch.setattr(attention, "_joined", attention._masked)
     model = tiny_llama()
     assert model.get_input_embeddings().padding_idx == 0
     scorer = TokenScorer(model)
@@ -105,24 +103,32 @@ def test_the_gradient_equals_that_of_padded_rows():
     assert torch.linalg.norm(difference) / torch.linalg.norm(expected) < 1e-5
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_the_joined_softmax_is_exact_in_float64(repeats):
-    """Output and all five gradients against the public function with a mask; the log-sum-exps are what is at stake."""
+def test_the_joined_softmax_is_exact_in_float64(repeats, behind):
+    """Output and all five gradients against the public function with a mask; the log-sum-exps are what is at stake.
+
+    behind: the second prompt is shorter than the first, and what lies in its empty place is not looked at.
+    """
     torch.manual_seed(0)
     prompts, answers, longest, read, heads, size = 2, 3, 5, 4, 2, 8
     shapes = [
         (prompts, answers, longest, heads * repeats, size),
         *[(prompts, answers, longest, heads, size)] * 2,
-        *[(prompts, heads, read, size)] * 2,
+        *[(prompts, read, heads, size)] * 2,
     ]
     given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     weight = torch.randn(shapes[0], dtype=torch.float64)
+    hidden = torch.tensor([[False] * 4, [False, False, False, True]]) if behind else None
     found = {}
     for name, work in (("joined", attention._joined), ("masked", attention._masked)):
-        out = work(*given, 0.3)
+        out = work(*given, hidden, 0.3)
         found[name] = [out, *torch.autograd.grad((out * weight).sum(), given)]
     for mine, theirs in zip(found["joined"], found["masked"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    if behind:
+        for gradient in found["joined"][-2:]:
+            assert gradient[1, 3].abs().max() == 0 < gradient[1, 2].abs().max()
 
 
 @pytest.mark.parametrize("chunks", [2, 7, 500])
@@ -209,6 +215,20 @@ def test_answers_of_unlike_length_stand_in_blocks_of_their_own():
     assert len(layout.place) + len(layout.empty) == len(layout.token)
 
 
+def test_prompts_of_like_length_stand_together_and_a_lacking_answer_is_empty():
+    # A prompt of four tokens with four answers, one of three with three; two tokens of each answer are computed.
+    layout = pack([Text([p] * n, [7] * 3) for p, n in ((5, 4), (6, 3)) for _ in range(n)], range(7)).layout
+    assert layout.families == [Family(2, 4, ((4, 2),))]
+    assert layout.families[0].hidden.tolist() == [[False] * 4, [False, False, False, True]]
+    assert layout.empty.tolist() == [7, 22, 23]
+    # Two tokens are less than three quarters of three, two answers less than three quarters of three.
+    for prompt, count in ((2, 3), (3, 2)):
+        some = [*[Text([5] * 3, [7] * 3)] * 3, *[Text([6] * prompt, [7] * 3)] * count]
+        families = pack(some, range(len(some))).layout.families
+        assert families == [Family(1, 3, ((3, 2),)), Family(1, prompt, ((count, 2),))]
+        assert [family.hidden for family in families] == [None, None]
+
+
 def test_texts_alone_stand_with_those_of_like_length():
     packed = pack([Text([5], [7] * 9), Text([6], [9] * 3), Text([8], [9] * 8)], range(3))
     assert packed.layout.families == [Family(2, 9), Family(1, 3)]
@@ -236,3 +256,36 @@ def test_entropy_of_a_uniform_distribution():
     logp, entropy = TokenScorer(model)(alone([Text([3], [4, 5])])[0])
     torch.testing.assert_close(entropy, torch.full((2,), 3.4657359))  # log 32
     torch.testing.assert_close(logp.float(), torch.full((2,), -3.4657359))
+
+
+def test_a_cut_between_prompts_is_better_than_one_that_computes_a_prompt_twice():
+    # Four prompts of 100 tokens with four answers of 10 to 13; ranks would cut answers from two of them if prompts were free.
+    items = [Text([number] * 100, [7] * (11 + number)) for number in range(4) for _ in range(4)]
+    shares = [micro_batches(items, 160, rank, 2) for rank in range(2)]
+    assert [[packed.owner.unique().tolist() for packed in share] for share in shares] == [
+        [[0, 1, 2, 3], [8, 9, 10, 11]],
+        [[4, 5, 6, 7], [12, 13, 14, 15]],
+    ]
+    # Short prompts are cheaper to compute twice than unequal parts: 30 tokens and two prompts of one token, in two parts.
+    (first,), (second,) = [micro_batches([Text([3], [7] * 11)] * 3, 1000, rank, 2) for rank in range(2)]
+    assert (first.size, second.size) in ((11, 21), (21, 11))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_part_is_as_small_as_it_can_be(seed):
+    """Against the best of all cuts, found by trying every one."""
+    rng = random.Random(seed)
+    items = [Text([number] * rng.randrange(1, 30), [7] * rng.randrange(2, 12)) for number in range(3) for _ in range(3)]
+    items = [Text(items[n // 3 * 3].prompt, item.completion) for n, item in enumerate(items)]
+
+    def size(cut):
+        return pack([items[n] for n in cut], cut).size
+
+    for parts in (2, 3):
+        found = [packed.size for rank in range(parts) for packed in micro_batches(items, 10_000, rank, parts)]
+        assert len(found) == parts
+        best = min(
+            max(size(range(a, b)) for a, b in itertools.pairwise((0, *ends, 9)))
+            for ends in itertools.combinations(range(1, 9), parts - 1)
+        )
+        assert max(found) == best
