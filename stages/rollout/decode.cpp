@@ -1,5 +1,5 @@
-// One decoding step of a Llama-like model in float32: R rows, each with one more token. `compiled.py` builds and calls it; `lean.py`
-// is the same in PyTorch, and says what the parts mean.
+// One decoding step of a Llama-like model in float32: R rows, each with one more token; and the draw of the next. `compiled.py`
+// builds and calls them; `lean.py` and `sampling.py` are the same in PyTorch, and say what the parts mean.
 //
 // A step reads every weight once, so for few rows it can be no faster than memory. What it gains over a library's products: no
 // repacking of weights, nothing between two products but what is needed, one parallel region for the whole step.
@@ -22,7 +22,7 @@ namespace {
 
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
 typedef std::int32_t Whole __attribute__((vector_size(32)));
-constexpr int LANES = 8, BLOCK = 2 * LANES, PANEL = 6, DEPTH = 128;
+constexpr int LANES = 8, BLOCK = 2 * LANES, PANEL = 6, DEPTH = 128, SPAN = 256;
 
 struct Linear {
     const float *weight, *bias;  // (out, in); (out) or null
@@ -182,25 +182,27 @@ void turned(const float *cosines, const float *sines, std::int64_t size, float *
     }
 }
 
-// A query against `count` keys that lie one behind the other; four at once, for the sum over lanes is what costs.
+// Each lane the sum of one of eight vectors.
+inline Lanes sums_of(const Lanes (&v)[8]) {
+#ifdef __AVX__
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+#else
+    return Lanes{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3]), sum(v[4]), sum(v[5]), sum(v[6]), sum(v[7])};
+#endif
+}
+
+// A query against `count` keys that lie one behind the other; eight at once, so that none waits for its own last product.
 void scored(const float *query, const float *keys, std::int64_t count, std::int64_t size, float *scores) {
     std::int64_t t = 0;
-    for (; t + 4 <= count; t += 4) {
-        const float *key = keys + t * size;
-        Lanes a = {}, b = {}, c = {}, d = {};
+    for (; t + 8 <= count; t += 8) {
+        Lanes total[8] = {};
         for (std::int64_t i = 0; i < size; i += LANES) {
             const Lanes q = load(query + i);
-            a = fused(q, load(key + i), a);
-            b = fused(q, load(key + size + i), b);
-            c = fused(q, load(key + 2 * size + i), c);
-            d = fused(q, load(key + 3 * size + i), d);
+            for (int k = 0; k < 8; k++) total[k] = fused(q, load(keys + (t + k) * size + i), total[k]);
         }
-#ifdef __AVX__
-        const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-        _mm_storeu_ps(scores + t, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-#else
-        scores[t] = sum(a), scores[t + 1] = sum(b), scores[t + 2] = sum(c), scores[t + 3] = sum(d);
-#endif
+        store(scores + t, sums_of(total));
     }
     for (; t < count; t++) {
         Lanes total = {};
@@ -209,10 +211,19 @@ void scored(const float *query, const float *keys, std::int64_t count, std::int6
     }
 }
 
-// Adds a weighted sum of `count` values, `stride` apart, N lanes of each.
+// Adds a weighted sum of `count` values that lie `stride` apart, N lanes of each; even and odd ones apart, for the same reason.
 template <int N> inline void weighted(const float *weights, std::int64_t count, const float *values, std::int64_t stride, Lanes (&sums)[N]) {
-    for (std::int64_t t = 0; t < count; t++)
-        for (int n = 0; n < N; n++) sums[n] = fused(all(weights[t]), load(values + t * stride + n * LANES), sums[n]);
+    Lanes odd[N] = {};
+    std::int64_t t = 0;
+    for (; t + 2 <= count; t += 2)
+        for (int n = 0; n < N; n++) {
+            sums[n] = fused(all(weights[t]), load(values + t * stride + n * LANES), sums[n]);
+            odd[n] = fused(all(weights[t + 1]), load(values + (t + 1) * stride + n * LANES), odd[n]);
+        }
+    for (int n = 0; n < N; n++) {
+        if (t < count) sums[n] = fused(all(weights[t]), load(values + t * stride + n * LANES), sums[n]);
+        sums[n] += odd[n];
+    }
 }
 
 }  // namespace
@@ -233,8 +244,8 @@ struct Batch {
     const std::int64_t *token, *prompt_of_row, *prompt_length, *own_length;
     const float *prompt_cache;  // (layers, 2, prompts, heads, prompt_room, size)
     std::int64_t prompts, prompt_room;
-    float *own_cache;  // (layers, 2, rows, heads, own_room, size)
-    std::int64_t own_room;
+    float *own_cache;  // (layers, 2, own_rows, heads, own_room, size)
+    std::int64_t own_rows, own_room;
     float *scratch;  // scratch_floats of them
     float *logits;  // (rows, vocabulary)
 };
@@ -295,8 +306,8 @@ void decode_step(const Model *model, const Batch *batch) {
 
             const float *prompt_keys = batch->prompt_cache + number * 2 * batch->prompts * heads * batch->prompt_room * size;
             const float *prompt_values = prompt_keys + batch->prompts * heads * batch->prompt_room * size;
-            float *own_keys = batch->own_cache + number * 2 * rows * heads * batch->own_room * size;
-            float *own_values = own_keys + rows * heads * batch->own_room * size;
+            float *own_keys = batch->own_cache + number * 2 * batch->own_rows * heads * batch->own_room * size;
+            float *own_values = own_keys + batch->own_rows * heads * batch->own_room * size;
 #pragma omp for schedule(static)
             for (std::int64_t task = 0; task < rows * heads; task++) {
                 const std::int64_t row = task / heads, head = task % heads, prompt = batch->prompt_of_row[row];
@@ -305,6 +316,13 @@ void decode_step(const Model *model, const Batch *batch) {
                 const float *cosines = model->cosines + position * size, *sines = model->sines + position * size;
                 float *q = qkv + row * projected + head * repeats * size;
                 float *k = qkv + row * projected + asked + head * size, *v = k + held;
+                if (task + 1 < rows * heads) {  // the next task's own keys and values are on their way meanwhile
+                    const std::int64_t next = (task + 1) * batch->own_room * size, count = batch->own_length[(task + 1) / heads] * size;
+                    for (std::int64_t i = 0; i < count; i += 16) {
+                        __builtin_prefetch(own_keys + next + i, 0, 2);
+                        __builtin_prefetch(own_values + next + i, 0, 2);
+                    }
+                }
                 normed_head(layer.k_norm, model->epsilon, size, k);
                 turned(cosines, sines, size, k);
                 float *keys = own_keys + (row * heads + head) * batch->own_room * size;
@@ -384,6 +402,59 @@ void decode_step(const Model *model, const Batch *batch) {
                 for (int m = 0; m < count; m++) to[m] = sums[m][column / LANES][column % LANES];
             }
         });
+    }
+}
+
+// Draws a token for each row of logits: the one whose interval of cumulated probability holds `uniform`, as `sampling.draw` does,
+// and its log-probability under the temperature. `ends` is scratch: (rows, ⌈vocabulary / SPAN⌉).
+void draw_tokens(const float *logits, std::int64_t rows, std::int64_t vocabulary, float temperature, const float *uniform,
+                 double *ends, std::int64_t *token, float *logp, std::int64_t threads) {
+    const std::int64_t spans = (vocabulary + SPAN - 1) / SPAN;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    for (std::int64_t row = 0; row < rows; row++) {
+        const float *from = logits + row * vocabulary, scale = 1.0f / temperature;
+        double *end = ends + row * spans;
+        Lanes tops = all(-INFINITY);
+        std::int64_t i = 0;
+        for (; i + LANES <= vocabulary; i += LANES) {
+            const Lanes v = load(from + i);
+            tops = v > tops ? v : tops;
+        }
+        float top = -INFINITY;
+        for (int lane = 0; lane < LANES; lane++) top = std::max(top, tops[lane]);
+        for (; i < vocabulary; i++) top = std::max(top, from[i]);
+
+        Lanes weights[SPAN / LANES];
+        const auto weigh = [&](std::int64_t span) {  // what a span's tokens weigh; nothing behind the last
+            const std::int64_t count = std::min<std::int64_t>(SPAN, vocabulary - span * SPAN);
+            Lanes total = {};
+            for (std::int64_t t = 0; t < count; t += LANES) {
+                Lanes v = all(-INFINITY);
+                if (t + LANES <= count)
+                    v = load(from + span * SPAN + t);
+                else
+                    for (int lane = 0; lane < count - t; lane++) v[lane] = from[span * SPAN + t + lane];
+                const Lanes shifted = (v - top) * scale;
+                weights[t / LANES] = shifted > all(-87.0f) ? exponential(shifted) : Lanes{};
+                total += weights[t / LANES];
+            }
+            return static_cast<double>(sum(total));
+        };
+        double total = 0;
+        for (std::int64_t span = 0; span < spans; span++) end[span] = total += weigh(span);
+        const double target = static_cast<double>(uniform[row]) * total;
+        const std::int64_t span = std::min<std::int64_t>(std::upper_bound(end, end + spans, target) - end, spans - 1);
+        weigh(span);
+        const std::int64_t count = std::min<std::int64_t>(SPAN, vocabulary - span * SPAN);
+        double passed = span ? end[span - 1] : 0.0;
+        std::int64_t chosen = -1;  // rounding may leave the target behind the last: then the last that weighs anything is meant
+        for (std::int64_t t = 0; t < count && (chosen < 0 || passed <= target); t++) {
+            const float weight = weights[t / LANES][t % LANES];
+            passed += weight;
+            if (weight > 0) chosen = t;
+        }
+        token[row] = span * SPAN + std::max<std::int64_t>(chosen, 0);  // logits that are no numbers: so is the log-probability then
+        logp[row] = (from[token[row]] - top) * scale - static_cast<float>(std::log(total));
     }
 }
 }

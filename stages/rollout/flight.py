@@ -3,7 +3,7 @@
 Keys and values are held for at most `budget` tokens (one answer runs whatever it takes). Room for the answers' own tokens
 doubles when the longest needs it; where that would go over the budget, the youngest answers go back to wait and start again
 (the same random numbers, so the same answer). A finished row is computed along until an eighth of the rows have finished; then
-waiting answers take their places, or, when none wait, the rest moves together.
+waiting answers take their places, or, when none wait, the last rows do.
 """
 
 from collections import deque
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from stages.rollout.lean import Cache, LeanDecoder, Prompts
+from stages.rollout.sampling import Choose
 from stages.store import heartbeat
 
 FIRST_ROOM = 64
 """Own tokens that an answer has room for at first."""
+PER_ROW = ("newest", "lengths", "counts", "limits", "alive", "ids", "logps", "numbers")
+"""What `_Rows` has of each row beside keys and values."""
 AT_ONCE = 8192
 """Tokens of prompts that are prefilled at once."""
 
-Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(R, V) logits and (R,) random numbers -> (R,) tokens and their log-probabilities."""
 Ended = Callable[[Tensor, Tensor], Tensor]
 """(R, max_tokens) tokens and (R,) how many of them there are -> (R,) whether an end has come."""
 
@@ -70,13 +71,32 @@ class _Rows:
         self.logps, self.numbers = (torch.zeros(rows, limit, device=device) for _ in range(2))
         """(R, limit) log-probabilities of the tokens `ids`, and the random numbers they are drawn with."""
 
+    def close_ranks(self, living: list[int]) -> list[int]:
+        """Let the last living rows take the places of the dead, and forget what is behind; which row then is where."""
+        count, order = len(living), list(range(len(living)))
+        alive = set(living)
+        holes = [row for row in range(count) if row not in alive]
+        movers = [row for row in living if row >= count]
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        if holes:
+            to, source = (torch.tensor(rows, device=self.ids.device) for rows in (holes, movers))
+            width = int(self.lengths.max())
+            for part in self.own.both.flatten(0, 1):  # (rows, K, C, d)
+                part[to, :, :width] = part[source, :, :width]
+            for name in PER_ROW:
+                getattr(self, name)[to] = getattr(self, name)[source]
+        for name in PER_ROW:
+            setattr(self, name, getattr(self, name)[:count])
+        return order
+
     def moved(self, kept: list[int], fresh: int, room: int) -> "_Rows":
         """New memory with the kept rows, and `fresh` empty ones behind them."""
         found = _Rows(self._decoder, len(kept) + fresh, room, self._limit)
         if kept:
             index, width = torch.tensor(kept, device=self.ids.device), int(self.lengths.max())
             found.own.both[:, :, : len(kept), :, :width] = self.own.both[:, :, index, :, :width]
-            for name in ("newest", "lengths", "counts", "limits", "alive", "ids", "logps", "numbers"):
+            for name in PER_ROW:
                 getattr(found, name)[: len(kept)] = getattr(self, name)[index]
         return found
 
@@ -149,7 +169,8 @@ class Flight:
         elif not free:
             return
         elif not self._waiting:
-            self._resize([number for number, row in enumerate(self._answers) if row is not None], 0)
+            order = self._rows.close_ranks([number for number, row in enumerate(self._answers) if row is not None])
+            self._answers = [self._answers[number] for number in order]
             self._seat_prompts()
             return
         fresh: list[int] = []

@@ -8,12 +8,15 @@ of now; projections are not fused, for that would copy them for one per cent.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from stages.rollout.sampling import Choose, choose
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 MOVING_ROTARY = ("dynamic", "longrope")
@@ -103,12 +106,16 @@ class LeanDecoder:
         # Turning a pair (a, b) is (a, b) cos + (b, a) (−sin, sin): one roll, with the sign in the table.
         self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)  # (longest, d)
 
+    def chooser(self, temperature: float, top_p: float) -> Choose:
+        """What draws the next tokens."""
+        return partial(choose, temperature=temperature, top_p=top_p)
+
     def cache(self, texts: int, tokens: int) -> Cache:
         """Room for so many texts of so many tokens: zeros, for what is hidden counts 0 times, and 0 times no number is none."""
         shape = (len(self.layers), 2, texts, self.heads, tokens, self.size)
         return Cache(self.memory(shape, dtype=self.weight.dtype, device=self.weight.device))
 
-    # --- prompts: (n, C, features), as transformers has it ---
+    # --- prompts: (T, features) of all their tokens in a line, so that none of them is filled up but for attention ---
 
     def prefill(self, prompts: list[tuple[int, ...]], prefix: Cache | None = None) -> tuple[Cache, Tensor]:
         """Keys and values of whole prompts, and (n, V) logits after each.
@@ -116,38 +123,39 @@ class LeanDecoder:
         prefix: of one text of P tokens, with which all prompts begin and which is not computed again.
         """
         before = 0 if prefix is None else prefix.tokens
-        device, width = self.weight.device, max(map(len, prompts)) - before
-        ids = [[*p[before:], *[0] * (width + before - len(p))] for p in prompts]
+        device, count, width = self.weight.device, len(prompts), max(map(len, prompts)) - before
         lengths = torch.tensor([len(p) - before for p in prompts], device=device)
-        cache = self.cache(len(prompts), before + width)
+        place = (torch.arange(width, device=device) < lengths[:, None]).flatten().nonzero().flatten()  # (T,) among n × C
+        cache = self.cache(count, before + width)
         if prefix is not None:
             cache.both[..., :before, :] = prefix.both
-        x = self.model.model.embed_tokens(torch.tensor(ids, device=device))
-        cos, sin = self._cos[before : before + width, None], self._sin[before : before + width, None]  # (C, 1, d)
+        x = self.model.model.embed_tokens(torch.tensor([token for p in prompts for token in p[before:]], device=device))
+        cos, sin = (table[before + place % width, None] for table in (self._cos, self._sin))  # (T, 1, d)
+        spread = x.new_zeros(count * width, self.queries + 2 * self.heads, self.size)
         visible = torch.ones(width, before + width, dtype=torch.bool, device=device).tril(before) if before else None
         for number, layer in enumerate(self.layers):
-            attention = layer.self_attn
+            attention, mlp = layer.self_attn, layer.mlp
             h = _normed(layer.input_layernorm, x)
             projected = (attention.q_proj(h), attention.k_proj(h), attention.v_proj(h))
-            heads = self._turned(attention, torch.cat(projected, dim=-1).unflatten(-1, (-1, self.size)), cos, sin)
-            heads = heads.transpose(1, 2)  # (n, H + 2 K, C, d)
+            spread[place] = self._turned(attention, torch.cat(projected, dim=-1).unflatten(-1, (-1, self.size)), cos, sin)
+            heads = spread.unflatten(0, (count, width)).transpose(1, 2)  # (n, H + 2 K, C, d)
             cache.both[number, ..., before:, :] = heads[:, self.queries :].unflatten(1, (2, -1)).transpose(0, 1)
             read, said = cache.both[number].repeat_interleave(self.repeats, dim=2)  # (n, H, P + C, d) each
             o = scaled_dot_product_attention(
                 heads[:, : self.queries], read, said, attn_mask=visible, is_causal=visible is None, scale=self.scale
             )
-            x = x + attention.o_proj(o.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(_normed(layer.post_attention_layernorm, x))
-        last = x[torch.arange(len(prompts), device=device), lengths - 1]
-        return cache, self._logits(last.t())
+            x = x + attention.o_proj(o.transpose(1, 2).flatten(0, 1)[place].flatten(1))
+            h = _normed(layer.post_attention_layernorm, x)
+            x = x + mlp.down_proj(silu(mlp.gate_proj(h), inplace=True).mul_(mlp.up_proj(h)))
+        return cache, self._logits(x[lengths.cumsum(0) - 1].t())
 
     # --- rows: (features, R), so that a product is W @ x ---
 
     def step(self, tokens: Tensor, prompts: Prompts, own: Cache, lengths: Tensor, width: int) -> Tensor:
         """(R, V) logits after one more token for each row.
 
-        tokens: (R,) the newest; own: keys and values of the rows' own tokens, to which its are added; lengths: (R,) how many a
-        row had there before; width: the largest of them + 1.
+        tokens: (R,) the newest; own: keys and values of the rows' own tokens, to which its are added (it may have room for more
+        rows); lengths: (R,) how many a row had there before; width: the largest of them + 1.
         """
         rows = torch.arange(len(tokens), device=tokens.device)
         positions = prompts.lengths[prompts.of_row] + lengths
@@ -196,10 +204,10 @@ class LeanDecoder:
     def _attend(self, q: Tensor, prompts: Prompts, read: Tensor, own: Tensor, width: int, hidden: Tensor) -> Tensor:
         """(R, H × d): one softmax over the prompt's places and the row's own.
 
-        q: (R, H, d); read: (2, S, K, C, d) of the prompts; own: (2, R, K, capacity, d); hidden: (R, 1, 1, C + width), 0 or −∞.
+        q: (R, H, d); read: (2, S, K, C, d) of the prompts; own: (2, ≥ R, K, room, d); hidden: (R, 1, 1, C + width), 0 or −∞.
         """
         q = q.unflatten(1, (self.heads, self.repeats))
-        keys, values = (part.flatten(0, 1)[:, :width] for part in own)  # (R × K, width, d)
+        keys, values = (part[: len(q)].flatten(0, 1)[:, :width] for part in own)  # (R × K, width, d)
         prompt_keys, prompt_values = (part.flatten(0, 1) for part in read)  # (S × K, C, d)
         there = self._stand(self._sit(q, prompts) @ prompt_keys.transpose(1, 2), prompts)  # (R, K, repeats, C)
         here = (q.flatten(0, 1) @ keys.transpose(1, 2)).view(*q.shape[:3], width)

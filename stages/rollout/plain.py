@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from stages.rollout.flight import Answer, Choose, Ended, Over
+from stages.rollout.flight import Answer, Ended, Over
+from stages.rollout.sampling import Choose
 from stages.store import heartbeat
 
 

@@ -1,14 +1,17 @@
 """Drawing tokens: random numbers that belong to a sample, and a draw that is cheap for large vocabularies."""
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(R, V) logits, which it may overwrite, and (R,) random numbers -> (R,) tokens and their log-probabilities."""
 LIKELY = 1024
 """Tokens among which a nucleus is looked for first; only where they do not hold it is the whole vocabulary sorted."""
 BLOCK = 256
-"""Entries of a block in the two-level search; the vocabulary is cut into blocks of this many."""
+"""Entries of a block in the two-level search; the vocabulary is cut into blocks of this many (a smaller one is a block)."""
 
 
 def derived_seed(seed: int, *identity: object) -> int:
@@ -30,17 +33,18 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     token in it) cost one pass over the vocabulary and a search in 256 entries; a token of probability 0 is never drawn.
     """
     rows, vocabulary = probabilities.shape
-    padded = torch.nn.functional.pad(probabilities, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    size = min(BLOCK, vocabulary)
+    padded = torch.nn.functional.pad(probabilities, (0, -vocabulary % size)).view(rows, -1, size)
     ends = padded.sum(-1).cumsum(-1)  # (B, blocks)
     target = (uniform.to(ends.dtype) * ends[:, -1])[:, None]  # (B, 1)
     block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (B, 1)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), torch.zeros_like(target))
-    inside = padded.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
+    inside = padded.gather(1, block[:, :, None].expand(-1, -1, size)).squeeze(1)  # (B, size)
     within = torch.searchsorted(inside.cumsum(-1), target - before, right=True)  # (B, 1)
     # Rounding may leave the target past the block's last entry: then its last token of positive probability is meant.
-    columns = torch.arange(BLOCK, device=inside.device)
+    columns = torch.arange(size, device=inside.device)
     last = torch.where(inside > 0, columns, torch.zeros_like(columns)).amax(-1, keepdim=True)
-    return (block * BLOCK + torch.minimum(within, last)).squeeze(1)
+    return (block * size + torch.minimum(within, last)).squeeze(1)
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from stages.rollout import compiled, plain
 from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
 from stages.rollout.protocol import Completion, Done, Request, Sampling
-from stages.rollout.sampling import choose, uniforms
+from stages.rollout.sampling import Choose, choose, uniforms
 from stages.rollout.settings import Decoder, RolloutSettings
 from stages.store.errors import UserError
 
@@ -75,16 +75,18 @@ class TorchRollout:
                 if done is not None:
                     done(number, found[number])
 
-        pick = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
         was_training = self.model.training
         self.model.eval()  # dropout off while sampling
         with torch.inference_mode():
             if reason := unsupported(self.model):
                 warnings.warn(f"sampling takes the slow path: {reason}", stacklevel=2)
+                pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
                 plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens)
             else:
                 longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
-                Flight(self._decoder(longest), queue, pick, self._ender(sampling), over, budget=self.tokens).run()
+                decoder = self._decoder(longest)
+                pick = decoder.chooser(sampling.temperature, sampling.top_p)
+                Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
         self.model.train(was_training)
         return found
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from stages.rollout import compiled
 from stages.rollout.compiled import CompiledDecoder, NoCompiler
 from stages.rollout.lean import LeanDecoder, Prompts
+from stages.rollout.sampling import choose
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.errors import UserError
 from tests.unit.test_lean import SHAPE, spread
@@ -55,7 +56,8 @@ def decoded(decoder, rows, steps=5, threads=2):
             cache, _ = decoder.prefill(PROMPTS)
             torch.set_num_threads(threads)
             of_row = torch.tensor([(row * 7 + row // 3) % 3 for row in rows])
-            prompts, own = Prompts(cache, torch.tensor(list(map(len, PROMPTS))), of_row), decoder.cache(len(rows), 12)
+            prompts = Prompts(cache, torch.tensor(list(map(len, PROMPTS))), of_row)
+            own = decoder.cache(len(rows) + len(rows) % 3, 12)  # it may have room for more
             lengths = torch.tensor([row % 4 for row in rows])
             if isinstance(decoder, CompiledDecoder):  # it never looks at what is hidden
                 own.both.fill_(torch.nan)
@@ -171,3 +173,37 @@ def test_a_compiler_that_fails_is_told_of_in_one_line_and_sampling_goes_on(tmp_p
     compiled.built_step.cache_clear()
     with pytest.raises(NoCompiler, match="no C\\+\\+ compiler"):
         compiled.built_step()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 32, 256, 700])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_compiled_draw_is_that_of_sampling(vocabulary, temperature):
+    """The same tokens for the same random numbers, but for a draw in thousands that rounding turns; no token of weight 0."""
+    torch.manual_seed(0)
+    decoder = CompiledDecoder(model_of("llama"), 64)
+    logits = torch.randn(5000, vocabulary) * 3
+    logits[:, 1::5] = -torch.inf
+    logits[:, 2::5] -= 300
+    uniform = torch.rand(5000).clamp(max=1 - 2**-24)
+    uniform[:3] = torch.tensor([0.0, 1 - 2**-24, 0.5])
+    expected, _ = choose(logits.double(), uniform.double(), temperature, 1.0)
+    found, logp = decoder.chooser(temperature, 1.0)(logits.clone(), uniform)
+    assert (found != expected).sum() <= 2
+    assert not ((found % 5 == 1) | (found % 5 == 2)).any()
+    exact = (logits.double() / temperature).log_softmax(-1).gather(-1, found[:, None]).squeeze(-1)
+    torch.testing.assert_close(logp.double(), exact, rtol=1e-6, atol=2e-6)
+
+
+def test_the_compiled_draw_follows_the_distribution():
+    torch.manual_seed(0)
+    decoder, logits = CompiledDecoder(model_of("llama"), 64), torch.randn(1, 700) * 3
+    uniform = (torch.arange(20_000) + 0.5) / 20_000
+    chosen, _ = decoder.chooser(0.7, 1.0)(logits.expand(20_000, -1), uniform)
+    expected = torch.softmax(logits[0] / 0.7, -1)
+    torch.testing.assert_close(torch.bincount(chosen, minlength=700) / 20_000, expected, rtol=0, atol=1e-4)
+
+
+def test_logits_that_are_no_numbers_give_a_token_and_no_log_probability():
+    token, logp = CompiledDecoder(model_of("llama"), 64).chooser(1.0, 1.0)(torch.full((2, 9), torch.nan), torch.rand(2))
+    assert token.tolist() == [0, 0]
+    assert logp.isnan().all()

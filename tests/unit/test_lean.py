@@ -109,7 +109,7 @@ def test_the_budget_changes_who_flies_together_and_not_the_answers(budget, room,
     assert [[(a.ids, a.finish) for a in answers] for answers in found] == [[(a.ids, a.finish) for a in e] for e in expected]
     for rows, tokens in held:
         assert rows <= 1 or tokens <= budget
-    assert len(held) > 1 or budget == 100_000
+    assert len(held) > 1 or room == 64, "the room is made once"
     if budget in (1, 100_000):
         assert max(rows for rows, _ in held) == (12 if budget == 100_000 else 1)
 
