@@ -30,6 +30,10 @@ from stages.store.clock import clock
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+BUCKET = 2**22
+"""Entries of gradients that ranks sum at once without ZeRO; a larger weight goes alone."""
+
+
 class Engine:
     """A model under DeepSpeed."""
 
@@ -65,8 +69,8 @@ class Engine:
             dist_init_required=False,
         )
         self.world_size, self.rank = ranks.size(), ranks.number()
-        if self.world_size == 1 and self.zero_stage == 0:
-            # Alone it would still copy all gradients into one array and back.
+        if self.zero_stage == 0:
+            # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
             self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
 
@@ -102,6 +106,9 @@ class Engine:
                 scaled = loss() * self.world_size
             with clock.span("backward"):
                 self.engine.backward(scaled, scale_wrt_gas=False)
+        if self.zero_stage == 0 and self.world_size > 1:
+            with clock.span("backward"):
+                self.engine.allreduce_gradients(bucket_size=BUCKET)
 
     def step(self, lr: float) -> float:
         """Clip, update, forget the gradients; returns the gradient's global norm before clipping."""
