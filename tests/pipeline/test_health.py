@@ -7,7 +7,8 @@ import pytest
 from stages.engine.checkpoints import steps
 from stages.store.files import read_json
 from stages.tracking.journal import read
-from tests.pipeline.test_stage_resume import base, prepare, start  # noqa: F401 - a fixture
+from tests.pipeline.stage_process import finish
+from tests.pipeline.test_stage_resume import base, prepare  # noqa: F401 - a fixture
 
 BAD = [
     "stages.zero.steps=8",
@@ -22,7 +23,7 @@ def test_a_stage_without_verdicts_is_stopped_and_goes_on_when_told_to(tmp_path, 
     health = "stages.zero.health={window: 4, canary_every: 2, stop: [no_verdict]}"
     folder = prepare(tmp_path / "zero", "zero", {"policy": base}, [*BAD, health])
     for _ in range(2):  # started again it says the same, from its journal
-        assert start(folder).wait(timeout=200) == 2, (folder / "log.txt").read_text()[-2000:]
+        finish(folder, status=2)
         outcome = read_json(max(folder.glob("attempts/*/outcome.json")))
         assert "100% of the answers of 4 steps have no verdict" in outcome["message"]
         assert "take the alarm out of `health.stop`" in outcome["message"]
@@ -32,7 +33,7 @@ def test_a_stage_without_verdicts_is_stopped_and_goes_on_when_told_to(tmp_path, 
     record = json.loads((folder / "config.json").read_text())
     record["config"]["health"]["stop"] = []
     (folder / "config.json").write_text(json.dumps(record))
-    assert start(folder).wait(timeout=200) == 0, (folder / "log.txt").read_text()[-2000:]
+    finish(folder)
     lines = read(folder / "journal.jsonl")
     assert [line.step for line in lines if line.metrics.get("health/no_verdict")] == [4, 5, 6, 7, 8]
     assert [line.step for line in lines if line.metrics.get("health/canaries_missed") == 0] == [2, 4, 6, 8]

@@ -3,19 +3,15 @@
 The base model is the quickstart's. Frozen seeds: on one machine and one thread the numbers are the same every time.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stages.kinds import stage_kind
 from stages.recipe import load_recipe
 from stages.tracking.journal import read
 from tests.conftest import ROOT
+from tests.pipeline.stage_process import finish, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -42,20 +38,7 @@ VARIANTS: dict[str, list[str]] = {
 
 def run(folder: Path, name: str, overrides: list[str], inputs: dict[str, Path]) -> Path:
     config = load_recipe(ROOT / "configs/quickstart.yaml", overrides).stages[name]
-    folder.mkdir(parents=True)
-    record = {
-        "kind": config.kind,
-        "version": stage_kind(config.kind).version,
-        "fingerprint": "0" * 64,
-        "config": config.model_dump(mode="json"),
-        "inputs": {role: {"digest": "0", "path": str(path)} for role, path in inputs.items()},
-    }
-    (folder / "config.json").write_text(json.dumps(record))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (folder / "log.txt").open("wb") as log:
-        done = subprocess.run([sys.executable, "-m", "stages", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log)
-    assert done.returncode == 0, (folder / "log.txt").read_text()[-2000:]
-    return folder
+    return finish(prepare(folder, config, inputs), timeout=3600)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 """Supervised training that is killed and stopped in its middle ends with the same bits: model, curves, held-out loss."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, save_toy_tokenizer
-from stages.sft import KIND, SFTConfig
+from stages.sft import SFTConfig
 from stages.store.files import digest_files
 from stages.tracking.journal import read
-from tests.conftest import ROOT
-from tests.pipeline.test_stage_resume import results, start, wait_for_steps
+from tests.pipeline import stage_process
+from tests.pipeline.stage_process import finish, start
+from tests.pipeline.test_stage_resume import results, wait_for_steps
 
 STEPS = 20
 
@@ -54,16 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prepare(folder: Path, inputs: dict[str, Path], **fields: Any) -> Path:
     config = SFTConfig.model_validate({"kind": "sft", "model": "base", "data": {"large": 3, "small": 1}, **SETTINGS, **fields})
-    folder.mkdir()
-    record = {
-        "kind": "sft",
-        "version": KIND.version,
-        "fingerprint": "0" * 64,
-        "config": config.model_dump(mode="json"),
-        "inputs": {role: {"digest": "0", "path": str(path)} for role, path in inputs.items()},
-    }
-    (folder / "config.json").write_text(json.dumps(record))
-    return folder
+    return stage_process.prepare(folder, config, inputs)
 
 
 # 144 of 160 documents are trained on, twice: 20 steps of 15, the last of 3.
@@ -81,22 +70,7 @@ LORA = {"lora": {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "up_proj
 
 def finished(folder: Path, *, processes: int = 1) -> dict[str, Any]:
     """Let the stage run to its end; its manifest."""
-    if processes == 1:
-        status = start(folder).wait(timeout=200)
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with (folder / "log.txt").open("ab") as log:
-            status = subprocess.run(
-                [*command, "-m", "stages", str(folder)],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                timeout=300,
-                check=False,
-            ).returncode
-    assert status == 0, (folder / "log.txt").read_text()[-2000:]
+    finish(folder, processes)
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     return manifest
 

@@ -6,7 +6,6 @@ transformers' own forward over one document at a time, in float64. The same for 
 
 import copy
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import pytest
 import torch
 
 from stages.engine.packed import Text
-from tests.conftest import ROOT, tiny_llama
+from tests.conftest import tiny_llama
+from tests.pipeline.stage_process import on_ranks
 from tests.unit.test_supervised import documents, plain_losses
 
 CUTS = (1, 30, 75, 10_000)
@@ -75,18 +75,7 @@ def rank(folder: Path) -> None:
 @pytest.fixture(scope="module", params=[1, 2])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "-m", "tests.pipeline.test_sft_zero", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks("tests.pipeline.test_sft_zero", folder, request.param)
     return torch.load(folder / "found.pt")
 
 

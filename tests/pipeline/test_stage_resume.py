@@ -1,10 +1,8 @@
 """A stage that is stopped and started again computes the same bits as one that is not."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,50 +11,32 @@ import pytest
 
 from stages.engine.checkpoints import steps
 from stages.grpo.metrics import NAMES
-from stages.kinds import stage_kind
 from stages.recipe import load_recipe
 from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.conftest import ROOT
+from tests.pipeline import stage_process
+from tests.pipeline.stage_process import finish, said, start
 
 STEPS = 10
 
 
 def prepare(folder: Path, name: str, inputs: dict[str, Path], overrides: list[str]) -> Path:
     config = load_recipe(ROOT / "tests/pipeline/tiny.yaml", overrides).stages[name]
-    folder.mkdir(parents=True)
-    record = {
-        "kind": config.kind,
-        "version": stage_kind(config.kind).version,
-        "fingerprint": "0" * 64,
-        "config": config.model_dump(mode="json"),
-        "inputs": {role: {"digest": "0", "path": str(path)} for role, path in inputs.items()},
-    }
-    (folder / "config.json").write_text(json.dumps(record))
-    return folder
-
-
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "stages", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+    return stage_process.prepare(folder, config, inputs)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small recipe's base model: it is right often enough for its rewards to differ."""
     folder = prepare(tmp_path_factory.mktemp("base") / "stage", "base", {}, [])
-    process = start(folder)
-    assert process.wait(timeout=200) == 0, (folder / "log.txt").read_text()[-2000:]
-    return folder / "model"
+    return finish(folder) / "model"
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:
     until = time.monotonic() + 120
     while len(read(folder / "journal.jsonl")) < count:
-        assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
+        assert process.poll() is None, said(folder)
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -103,8 +83,7 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
     whole = prepare(tmp_path / "whole", name, inputs, OVERRIDES[case])
     cut = prepare(tmp_path / "cut", name, inputs, OVERRIDES[case])
 
-    process = start(whole)
-    assert process.wait(timeout=200) == 0, (whole / "log.txt").read_text()[-2000:]
+    finish(whole)
 
     process = start(cut)
     wait_for_steps(cut, process, 5)  # after a checkpoint, between two
@@ -116,8 +95,7 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
     status = process.wait(timeout=20)
     if len(read(cut / "journal.jsonl")) < STEPS:  # else it was as good as done when the signal came
         assert status == 75
-        process = start(cut)
-        assert process.wait(timeout=200) == 0, (cut / "log.txt").read_text()[-2000:]
+        finish(cut)
 
     assert [x.step for x in read(cut / "journal.jsonl")] == list(range(1, STEPS + 1))
     assert results(cut) == results(whole)
@@ -151,7 +129,7 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
         inputs | {"continues": whole / "checkpoints" / f"step-{newest:06d}"},
         [*OVERRIDES[case], "stages.extra={kind: rl, policy: base}", f"stages.zero.continues=extra@{newest}"],
     )
-    assert start(again).wait(timeout=200) == 0, (again / "log.txt").read_text()[-2000:]
+    finish(again)
     found, expected = results(again), results(whole)
     assert found["curves"] == expected["curves"][newest:]
     assert found["rollouts"].items() <= expected["rollouts"].items()
@@ -176,7 +154,6 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path: Path, base: Path) 
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    process = start(folder)
-    assert process.wait(timeout=200) == 0
+    finish(folder)
     assert f"{newest.name} is passed over" in (folder / "log.txt").read_text()
     assert [x.step for x in read(folder / "journal.jsonl")] == list(range(1, STEPS + 1))

@@ -26,6 +26,7 @@ from stages.rollout.torch_engine import load_model, load_tokenizer
 from stages.rollout.vllm_engine import INTERPRETER, VllmRollout
 from stages.tracking.journal import read
 from tests.conftest import ROOT
+from tests.pipeline.stage_process import command, environment
 from tests.pipeline.test_stage_resume import prepare
 
 pytestmark = pytest.mark.vllm
@@ -267,11 +268,10 @@ def test_it_ends_with_its_parent(tmp_path, moment):
 
 
 def start_stage(folder, processes=1):
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "stages", str(folder)],
+        command("stages", folder, processes),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MARK": str(folder)},
+        env=environment() | {"MARK": str(folder)},
         stderr=subprocess.PIPE,
         text=True,
     )

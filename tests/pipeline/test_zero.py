@@ -1,17 +1,15 @@
 """The same gradient and the same updates under ZeRO 0 to 3, on one process and two, packed or one at a time, however cut."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
-from tests.conftest import ROOT, tiny_llama
+from tests.conftest import tiny_llama
+from tests.pipeline.stage_process import on_ranks
 
 KL = 0.05
 
@@ -117,18 +115,7 @@ RESUMED = {
 
 def run(folder, processes, cases):
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "-m", "tests.pipeline.zero_updates", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks("tests.pipeline.zero_updates", folder, processes)
     return {name: torch.load(folder / f"{name}.pt") for name in cases}
 
 
