@@ -75,13 +75,18 @@ def _torch() -> Iterator[Finding]:
 
 
 def _compiler() -> Finding:
-    """Sampling on a CPU is compiled."""
-    from stages.rollout.compiled import NoCompiler, built_step
+    """On a CPU sampling and attention are compiled."""
+    from stages.kernels.build import NoCompiler, built
 
     try:
-        return Finding("C++ compiler", "ok", f"{built_step()._name}: sampling on this CPU is compiled")
+        return Finding("C++ compiler", "ok", f"{built()._name}: sampling and attention on this CPU are compiled")
     except NoCompiler as error:
-        return Finding("C++ compiler", "warn", f"{error}: sampling on a CPU takes 1.5 to 3 times as long", "apt install g++")
+        return Finding(
+            "C++ compiler",
+            "warn",
+            f"{error}: sampling on a CPU takes 1.5 to 3 times as long, training a little longer",
+            "apt install g++",
+        )
 
 
 def _runs(runs: Runs) -> Finding:

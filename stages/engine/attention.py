@@ -2,11 +2,12 @@
 
 transformers hands every layer's queries, keys and values (T tokens in a line, no padding) to `packed_attention`, which spreads
 them over the places of a `Layout` and works family by family. An answer's token looks at the whole prompt (no mask, one product
-for all answers to it) and at its own answer's earlier tokens (causal, no mask either). On a CPU the two are worked out by the
-flash kernel and put together by their log-sum-exps (as ring attention does, arXiv 2310.01889), so that nothing of the size of
-length × length is ever held. That kernel takes and gives heads before tokens, but in memory it has tokens before heads, as the
-line of tokens has: nothing is copied for it, and fewer key heads than query heads are its business too. Elsewhere the public
-function gets both as one with a mask: the same numbers, and what tests compare with.
+for all answers to it) and at its own answer's earlier tokens (causal, no mask either). On a CPU in float32 one compiled kernel
+does both (attention_cpu.py). Where it cannot, PyTorch's flash kernel does one after the other, and their log-sum-exps put them
+together (as ring attention does, arXiv 2310.01889), so that nothing of the size of length × length is ever held. It takes and
+gives heads before tokens, but in memory it has tokens before heads, as the line of tokens has: nothing is copied for it, and
+fewer key heads than query heads are its business too. Elsewhere than on a CPU the public function gets both as one with a mask:
+the same numbers, and what tests compare with.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from stages.engine import attention_cpu
 from stages.store.errors import UserError
 
 NAME = "packed"
@@ -173,6 +175,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """(S, C, H, d), each text for itself. Shorter ones have empty places at their end, which no earlier place sees."""
+    none = key[:, :0]
+    if attention_cpu.usable(query[:, None], none):
+        lengths = torch.zeros(len(query), dtype=torch.long)
+        return attention_cpu.joined(query[:, None], key[:, None], value[:, None], none, none, lengths, scale).squeeze(1)
     repeats, grouped = query.shape[2] // key.shape[2], query.device.type == "cpu"
     q, k, v = map(_heads, (query, key, value) if grouped else (query, _repeat(key, repeats), _repeat(value, repeats)))
     return _heads(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped and repeats > 1))
@@ -190,6 +196,10 @@ def _joined(
 
     query: as the result; key, value: (S, G, L, K, d); prompt's: (S, C, K, d); hidden: (S, C) places that are no token's.
     """
+    if attention_cpu.usable(query, prompt_key):
+        full = prompt_key.new_full((len(query),), prompt_key.shape[1], dtype=torch.long)
+        lengths = full if hidden is None else (~hidden).sum(1)
+        return attention_cpu.joined(query, key, value, prompt_key, prompt_value, lengths, scale)
     joint: Tensor = _Joined.apply(query, key, value, prompt_key, prompt_value, hidden, scale)
     return joint
 

@@ -1,139 +1,65 @@
-"""The lean decoding step and the draw, compiled: `decode.cpp` through the machine's own C++ compiler, on a CPU and in float32.
+"""The lean decoding step and the draw, compiled (`stages/kernels/decode.cpp`), on a CPU and in float32.
 
-Three times as fast as the same step in PyTorch for 16 rows, 1.5 times for 256 (SmolLM2-135M, two threads). It is built when it
-is first wanted (a second or two) and kept in the user's cache folder, under a name that says what it was made from and for
-which processor. Its numbers differ from PyTorch's by rounding alone.
+Three times as fast as the same step in PyTorch for 16 rows, 1.5 times for 256 (SmolLM2-135M, two threads). Its numbers differ
+from PyTorch's by rounding alone.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
+from stages.kernels.build import Number, Pointer, built, fields
 from stages.rollout.lean import Cache, LeanDecoder, Prompts
 from stages.rollout.sampling import Choose
 
-SOURCE = Path(__file__).with_name("decode.cpp")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 LANES = 8
 """Numbers of a vector in the source; a head's size is a multiple of it."""
 SPAN = 256
 """Tokens of the vocabulary that the source's draw weighs at once."""
 
-_Pointer, _Number = ctypes.c_void_p, ctypes.c_int64
-
-
-def _fields(numbers: Iterable[str] = (), floats: Iterable[str] = ()) -> list[tuple[str, Any]]:
-    return [*((name, _Number) for name in numbers), *((name, ctypes.c_float) for name in floats)]
-
 
 class _Linear(ctypes.Structure):
-    _fields_ = (("weight", _Pointer), ("bias", _Pointer))
+    _fields_ = (("weight", Pointer), ("bias", Pointer))
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        ("before_attention", _Pointer),
+        ("before_attention", Pointer),
         *((name, _Linear) for name in ("q", "k", "v")),
-        ("q_norm", _Pointer),
-        ("k_norm", _Pointer),
+        ("q_norm", Pointer),
+        ("k_norm", Pointer),
         ("o", _Linear),
-        ("before_mlp", _Pointer),
+        ("before_mlp", Pointer),
         *((name, _Linear) for name in ("gate", "up", "down")),
     )
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *_fields(("layers", "hidden", "inner", "queries", "heads", "size", "vocabulary"), ("epsilon", "scale")),
+        *fields(("layers", "hidden", "inner", "queries", "heads", "size", "vocabulary"), ("epsilon", "scale")),
         ("layer", ctypes.POINTER(_Layer)),
-        ("embedding", _Pointer),
-        ("last_norm", _Pointer),
+        ("embedding", Pointer),
+        ("last_norm", Pointer),
         ("head", _Linear),
-        ("cosines", _Pointer),
-        ("sines", _Pointer),
+        ("cosines", Pointer),
+        ("sines", Pointer),
     )
 
 
 class _Batch(ctypes.Structure):
     _fields_ = (
-        *_fields(("rows", "threads")),
-        *((name, _Pointer) for name in ("token", "prompt_of_row", "prompt_length", "own_length")),
-        ("prompt_cache", _Pointer),
-        *_fields(("prompts", "prompt_room")),
-        ("own_cache", _Pointer),
-        *_fields(("own_rows", "own_room")),
-        ("scratch", _Pointer),
-        ("logits", _Pointer),
+        *fields(("rows", "threads")),
+        *((name, Pointer) for name in ("token", "prompt_of_row", "prompt_length", "own_length")),
+        ("prompt_cache", Pointer),
+        *fields(("prompts", "prompt_room")),
+        ("own_cache", Pointer),
+        *fields(("own_rows", "own_room")),
+        ("scratch", Pointer),
+        ("logits", Pointer),
     )
-
-
-class NoCompiler(Exception):
-    """The step could not be built; says why."""
-
-
-def compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first that is found."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-
-
-@functools.cache
-def built_step() -> ctypes.CDLL:
-    """The compiled step, built if need be.
-
-    Raises NoCompiler.
-    """
-    command = compiler()
-    if command is None:
-        raise NoCompiler("no C++ compiler is installed")
-    known = [SOURCE.read_text(encoding="utf-8"), *FLAGS, command, _said([command, "--version"]), _processor()]
-    name = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1-pipeline"
-    built = folder / f"decode-{name}.so"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):  # ranks come at once
-            if not built.exists():
-                fresh = built.with_suffix(f".{os.getpid()}")
-                _said([command, *FLAGS, str(SOURCE), "-o", str(fresh)])
-                fresh.replace(built)
-        loaded = ctypes.CDLL(str(built))
-    except OSError as error:
-        raise NoCompiler(str(error)) from error
-    loaded.scratch_floats.restype = _Number
-    given = (_Pointer, _Number, _Number, ctypes.c_float, _Pointer, _Pointer, _Pointer, _Pointer, _Number)
-    loaded.draw_tokens.argtypes = given
-    return loaded
-
-
-def _said(command: list[str]) -> str:
-    """What a command prints. Raises NoCompiler."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise NoCompiler(f"`{' '.join(command[:1])}` ended with status {done.returncode}: {lines[0] if lines else ''}")
-    return done.stdout
-
-
-def _processor() -> str:
-    """What the code is made for: a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features", "CPU part"))}))
 
 
 def unsupported(model: Any) -> str:
@@ -155,7 +81,10 @@ class CompiledDecoder(LeanDecoder):
     def __init__(self, model: Any, longest: int) -> None:
         """As LeanDecoder; raises NoCompiler."""
         super().__init__(model, longest)
-        self._step = built_step()
+        self._step = built()
+        self._step.scratch_floats.restype = Number
+        given = (Pointer, Number, Number, ctypes.c_float, Pointer, Pointer, Pointer, Pointer, Number)
+        self._step.draw_tokens.argtypes = given
         config = model.config
         self._tables = self._cos.contiguous(), self._sin.contiguous()
         self._layers = (_Layer * len(self.layers))(*map(_layer, self.layers))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.kernels.build import NoCompiler
 from stages.rollout import compiled, plain
 from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
@@ -96,7 +97,7 @@ class TorchRollout:
         if self.decoder != "torch" and not reason:
             try:
                 return compiled.CompiledDecoder(self.model, longest)
-            except compiled.NoCompiler as error:
+            except NoCompiler as error:
                 reason = str(error)
                 if self.decoder == "auto":
                     mend = "install one (Debian: g++), or say so with rollout.decoder=torch"

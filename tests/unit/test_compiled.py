@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from stages.kernels import build
+from stages.kernels.build import NoCompiler
 from stages.rollout import compiled
-from stages.rollout.compiled import CompiledDecoder, NoCompiler
+from stages.rollout.compiled import CompiledDecoder
 from stages.rollout.lean import LeanDecoder, Prompts
 from stages.rollout.sampling import choose
 from stages.rollout.torch_engine import TorchRollout
@@ -16,7 +18,7 @@ from stages.store.errors import UserError
 from tests.unit.test_lean import SHAPE, spread
 from tests.unit.test_lean import tokenizer as tokenizer
 
-pytestmark = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 # Rows of weights that are no multiple of 6, five queries on one head: nothing comes out even.
 ODD = SHAPE | {
@@ -140,21 +142,21 @@ def fresh_cache(monkeypatch, folder, script):
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(file))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    compiled.built_step.cache_clear()
+    build.built.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _forget():
     yield
-    compiled.built_step.cache_clear()
+    build.built.cache_clear()
 
 
 def test_it_is_built_once_and_again_when_the_compiler_changes(tmp_path, monkeypatch):
-    real = compiled.compiler()
+    real = build.compiler()
     for version in (1, 1, 2):
         script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = --version ] && echo {version} && exit\nexec {real} "$@"'
         fresh_cache(monkeypatch, tmp_path, script)
-        compiled.built_step()
+        build.built()
     calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert len([call for call in calls if "-o" in call]) == 2
     assert len(list((tmp_path / "cache" / "r1-pipeline").glob("*.so"))) == 2
@@ -164,15 +166,15 @@ def test_a_compiler_that_fails_is_told_of_in_one_line_and_sampling_goes_on(tmp_p
     fresh_cache(monkeypatch, tmp_path, '[ "$1" = --version ] && exit\necho "no such header" >&2\nexit 3')
     model = model_of("llama")
     with pytest.raises(NoCompiler, match="status 3: no such header"):
-        compiled.built_step()
+        build.built()
     with pytest.warns(UserWarning, match=r"not compiled, so sampling is slower: .*no such header; install one"):
         assert type(TorchRollout(model, tokenizer)._decoder(8)) is LeanDecoder
     with pytest.raises(UserError, match=r"cannot be compiled: .*no such header"):
         TorchRollout(model, tokenizer, decoder="compiled")._decoder(8)
     monkeypatch.setenv("CXX", os.devnull)
-    compiled.built_step.cache_clear()
+    build.built.cache_clear()
     with pytest.raises(NoCompiler, match="no C\\+\\+ compiler"):
-        compiled.built_step()
+        build.built()
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 32, 256, 700])

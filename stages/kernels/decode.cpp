@@ -14,15 +14,10 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 namespace {
-
-typedef float Lanes __attribute__((vector_size(32), aligned(4)));
-typedef std::int32_t Whole __attribute__((vector_size(32)));
-constexpr int LANES = 8, BLOCK = 2 * LANES, PANEL = 6, DEPTH = 128, SPAN = 256;
 
 struct Linear {
     const float *weight, *bias;  // (out, in); (out) or null
@@ -36,73 +31,6 @@ struct Layer {
     const float *before_mlp;
     Linear gate, up, down;
 };
-
-inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
-inline void store(float *to, Lanes what) { *reinterpret_cast<Lanes *>(to) = what; }
-inline Lanes all(float value) { return Lanes{value, value, value, value, value, value, value, value}; }
-
-// a × b + c. Said by hand where it can be: left to the compiler, it fuses in one place and not in another, and a row's numbers
-// would depend on its place.
-inline Lanes fused(Lanes a, Lanes b, Lanes c) {
-#ifdef __FMA__
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
-inline float sum(Lanes v) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
-
-// e^x within 2 units in the last place: 2^n times a polynomial of the rest, |rest| <= ln 2 / 2. Clamped where float32 ends.
-inline Lanes exponential(Lanes x) {
-    x = x < all(-87.0f) ? all(-87.0f) : x;
-    x = x > all(88.0f) ? all(88.0f) : x;
-    const Lanes magic = all(12582912.0f);  // 1.5 × 2^23: adding it rounds to a whole number
-    const Lanes n = fused(x, all(1.44269504088896341f), magic) - magic;
-    const Lanes r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));  // less n ln 2, in two parts
-    Lanes p = all(1.0f / 5040);
-    for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fused(p, r, all(factor));
-    const Whole bits = (__builtin_convertvector(n, Whole) + 127) << 23;
-    Lanes power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-// Sums of M rows of the weights against 8 × H rows of the batch, in parts of DEPTH so that rounding does not grow with the width.
-template <int M, int H> inline void tile(const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
-    for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = Lanes{};
-    for (std::int64_t start = 0; start < width; start += DEPTH) {
-        const std::int64_t end = std::min<std::int64_t>(start + DEPTH, width);
-        Lanes low[M] = {}, high[M] = {};
-        for (std::int64_t i = start; i < end; i++) {
-            const Lanes a = load(x + i * BLOCK), b = load(x + i * BLOCK + LANES);
-            if (i % 16 == 0)  // the next panel lies right behind this one
-                for (int m = 0; m < M; m++) __builtin_prefetch(weight + (m + PANEL) * width + i, 0, 2);
-            for (int m = 0; m < M; m++) {
-                const Lanes w = all(weight[m * width + i]);
-                low[m] = fused(w, a, low[m]);
-                if constexpr (H == 2) high[m] = fused(w, b, high[m]);
-            }
-        }
-        for (int m = 0; m < M; m++) {
-            sums[m][0] += low[m];
-            sums[m][1] += high[m];
-        }
-    }
-}
-
-template <int H> inline void tile(int rows, const float *weight, std::int64_t width, const float *x, Lanes (&sums)[PANEL][2]) {
-    switch (rows) {
-    case 6: return tile<6, H>(weight, width, x, sums);
-    case 5: return tile<5, H>(weight, width, x, sums);
-    case 4: return tile<4, H>(weight, width, x, sums);
-    case 3: return tile<3, H>(weight, width, x, sums);
-    case 2: return tile<2, H>(weight, width, x, sums);
-    default: return tile<1, H>(weight, width, x, sums);
-    }
-}
 
 inline void add_bias(const float *bias, std::int64_t first, int rows, Lanes (&sums)[PANEL][2]) {
     if (bias == nullptr) return;
@@ -127,9 +55,9 @@ void product(Linear linear, std::int64_t out, std::int64_t in, const float *x, s
                 const int rows = static_cast<int>(std::min<std::int64_t>(PANEL, out - first));
                 Lanes sums[PANEL][2];
                 if (batch_rows - block * BLOCK <= LANES)  // half of a block is enough
-                    tile<1>(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
+                    tile<1>(rows, linear.weight + first * in, in, in, x + block * in * BLOCK, sums);
                 else
-                    tile<2>(rows, linear.weight + first * in, in, x + block * in * BLOCK, sums);
+                    tile<2>(rows, linear.weight + first * in, in, in, x + block * in * BLOCK, sums);
                 add_bias(linear.bias, first, rows, sums);
                 take(first, rows, block, sums);
             }
