@@ -7,11 +7,11 @@ Nothing of the model's own code is ever run, and no pickled weights are read.
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from stages.store.config import ExternalPath, StageConfig
+from stages.store.config import ADDED, ExternalPath, StageConfig
 from stages.store.errors import UserError
 from stages.store.files import digest_file, whole_folder
 from stages.store.stage import Result, StageContext, StageKind
@@ -39,6 +39,9 @@ class ModelConfig(StageConfig):
     upgrade of the package run the stage with `--fresh`. The file's sha256 stands in the manifest's notes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the weights. bfloat16 is very slow on CPUs without AVX-512 BF16 or AMX."""
+    task: Annotated[Literal["text", "preference"], ADDED] = "text"
+    """What the model does: write `text`, or say how good an answer is: a reward model (sequence classification with one label),
+    which other stages take as `rewards: {preference_model: {stage: NAME}}`."""
     note: str = ""
     """Shown wherever results of this model are shown, for example that it is an Instruct model."""
 
@@ -48,6 +51,8 @@ class ModelConfig(StageConfig):
         if len(given) != 1:
             found = " and ".join(f"`{name}`" for name in given) or "none"
             raise ValueError(f"give exactly one of `path`, `hub`, `gguf`, `gguf_package` (found: {found})")
+        if self.task == "preference" and (self.gguf or self.gguf_package):
+            raise ValueError("a preference model comes from `path` or `hub`")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`")
         return self
@@ -75,7 +80,7 @@ def run(context: StageContext[ModelConfig]) -> Result:
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _check_loads_back(folder, model, tokenizer, dtype)
+        _check_loads_back(folder, model, tokenizer, config, dtype)
     return Result(metrics={"parameters": float(model.num_parameters())}, notes=notes, remarks=remarks)
 
 
@@ -126,7 +131,7 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
 
 
 def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if config.path is not None:
         name, where, mend = config.path, config.path, "mend the folder: config.json, *.safetensors and tokenizer files"
@@ -140,14 +145,18 @@ def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
         options["revision"] = config.revision or "main"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _model_class(config).from_pretrained(
             name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # a damaged folder makes its libraries raise anything, tokenizers a bare Exception
         raise UserError(f"the model cannot be loaded ({_first_line(error)})", where=where, mend=mend) from error
     if missing := sorted(info["missing_keys"]):  # they would silently be random
         what = f"{len(missing)} of its weights are missing, such as `{missing[0]}`"
-        raise UserError(what, where=where, mend="add the missing *.safetensors files")
+        mend = "add the missing *.safetensors files, or set `task` to what the model does"
+        raise UserError(what, where=where, mend=mend)
+    if config.task == "preference" and model.config.num_labels != 1:
+        what = f"the model has {model.config.num_labels} labels, a preference model has one"
+        raise UserError(what, where=where, mend="name a reward model")
     return model.eval(), tokenizer
 
 
@@ -166,12 +175,26 @@ def _check_folder(folder: Path) -> None:
         raise UserError("no tokenizer", where=str(folder), mend=mend)
 
 
-def _check_loads_back(folder: Path, model: Any, tokenizer: Any, dtype: Any) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _model_class(config: ModelConfig) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-    if _greedy(again, AutoTokenizer.from_pretrained(folder)) != _greedy(model, tokenizer):
+    return AutoModelForSequenceClassification if config.task == "preference" else AutoModelForCausalLM
+
+
+def _check_loads_back(folder: Path, model: Any, tokenizer: Any, config: ModelConfig, dtype: Any) -> None:
+    from transformers import AutoTokenizer
+
+    again = _model_class(config).from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    probed = _judged if config.task == "preference" else _greedy
+    if probed(again, AutoTokenizer.from_pretrained(folder)) != probed(model, tokenizer):
         raise RuntimeError("the saved model does not answer as the loaded one did")
+
+
+def _judged(model: Any, tokenizer: Any) -> float:
+    import torch
+
+    with torch.inference_mode():
+        return float(model(tokenizer(PROBE, return_tensors="pt").input_ids).logits[0, 0])
 
 
 def _greedy(model: Any, tokenizer: Any) -> list[int]:

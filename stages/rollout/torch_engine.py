@@ -154,10 +154,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
-    """The causal language model of a folder (safetensors, nothing executed from it)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    """The causal language model of a folder (safetensors, nothing executed from it).
+
+    Raises UserError when the folder has another kind of model.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
+    if missing := sorted(info["missing_keys"]):  # they would silently be random
+        what = f"its weights lack `{missing[0]}`: not a language model"
+        raise UserError(what, where=str(folder), mend="name a stage or folder that has one")
     return model.to(device)
 
 

@@ -7,15 +7,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from stages import model as model_stage
 from stages.model import KIND, ModelConfig
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
+from stages.rewards.preference import preferences
+from stages.rewards.settings import PreferenceModel
+from stages.rollout.torch_engine import load_model
 from stages.store.config import external_paths
 from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
+from tests.conftest import group_of
 
 
 def make(folder: Path, **fields: object) -> Result:
@@ -88,6 +92,47 @@ def test_damaged_weights_and_unknown_architectures_are_the_users_to_mend(tiny, t
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 of its weights are missing, such as `model.norm.weight`"):
         make(tmp_path / "stage", path=str(broken))
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A reward model with random weights."""
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=None, num_labels=1, **size)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    save_toy_tokenizer(folder)
+    return folder
+
+
+def test_a_preference_model_becomes_a_folder_that_the_reward_takes(judge, tmp_path):
+    make(tmp_path / "stage", path=str(judge), task="preference")
+    output = tmp_path / "stage" / "model"
+    before, after = (LlamaForSequenceClassification.from_pretrained(p).state_dict() for p in (judge, output))
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    group = group_of(0, [3], [[4]], [0.0])
+    preference = PreferenceModel(path=str(output), device="cpu")
+    group.episodes[0].text = "<think>1</think><answer>2</answer>"
+    assert preferences(preference, group.episodes) == preferences(
+        PreferenceModel(path=str(judge), device="cpu"), group.episodes
+    )
+    with pytest.raises(UserError, match="not a language model"):
+        load_model(output)
+
+
+def test_a_model_that_does_something_else(tiny, judge, tmp_path):
+    with pytest.raises(UserError, match=r"score\.weight.*set `task`"):
+        make(tmp_path / "a", path=str(tiny), task="preference")
+    with pytest.raises(UserError, match=r"lm_head\.weight.*set `task`"):
+        make(tmp_path / "b", path=str(judge))
+    two = tmp_path / "two"
+    shutil.copytree(judge, two)
+    LlamaForSequenceClassification(LlamaConfig.from_pretrained(judge, num_labels=2)).save_pretrained(two)
+    with pytest.raises(UserError, match="2 labels, a preference model has one"):
+        make(tmp_path / "c", path=str(two), task="preference")
+    with pytest.raises(ValidationError, match="`path` or `hub`"):
+        ModelConfig(kind="model", gguf="x.gguf", task="preference")
 
 
 def test_exactly_one_origin():
