@@ -120,7 +120,7 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
         # `from_pretrained(gguf_file=…)` does the same, but asks for accelerate and marks the model as quantised, so that it
         # refuses to be saved.
         state = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:  # how transformers' reader refuses what it lacks
         raise UserError(f"the GGUF file cannot be read ({_first_line(error)})", where=str(file), mend=mend) from error
     lacking = model.load_state_dict(state, strict=False)
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()

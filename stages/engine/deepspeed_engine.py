@@ -31,7 +31,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 BUCKET = 2**22
-"""Entries of gradients that ranks sum at once without ZeRO; a larger weight goes alone."""
+"""Entries of gradients after which ranks sum what has come together, without ZeRO; a larger weight is not cut."""
 
 
 class Engine:

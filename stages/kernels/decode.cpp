@@ -14,6 +14,7 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
+#include <vector>
 
 #include "lanes.h"
 
@@ -334,14 +335,14 @@ void decode_step(const Model *model, const Batch *batch) {
 }
 
 // Draws a token for each row of logits: the one whose interval of cumulated probability holds `uniform`, as `sampling.draw` does,
-// and its log-probability under the temperature. `ends` is scratch: (rows, ⌈vocabulary / SPAN⌉).
+// and its log-probability under the temperature.
 void draw_tokens(const float *logits, std::int64_t rows, std::int64_t vocabulary, float temperature, const float *uniform,
-                 double *ends, std::int64_t *token, float *logp, std::int64_t threads) {
+                 std::int64_t *token, float *logp, std::int64_t threads) {
     const std::int64_t spans = (vocabulary + SPAN - 1) / SPAN;
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
     for (std::int64_t row = 0; row < rows; row++) {
         const float *from = logits + row * vocabulary, scale = 1.0f / temperature;
-        double *end = ends + row * spans;
+        std::vector<double> ends(spans);
         Lanes tops = all(-INFINITY);
         std::int64_t i = 0;
         for (; i + LANES <= vocabulary; i += LANES) {
@@ -369,12 +370,12 @@ void draw_tokens(const float *logits, std::int64_t rows, std::int64_t vocabulary
             return static_cast<double>(sum(total));
         };
         double total = 0;
-        for (std::int64_t span = 0; span < spans; span++) end[span] = total += weigh(span);
+        for (std::int64_t span = 0; span < spans; span++) ends[span] = total += weigh(span);
         const double target = static_cast<double>(uniform[row]) * total;
-        const std::int64_t span = std::min<std::int64_t>(std::upper_bound(end, end + spans, target) - end, spans - 1);
+        const std::int64_t span = std::min<std::int64_t>(std::upper_bound(ends.begin(), ends.end(), target) - ends.begin(), spans - 1);
         weigh(span);
         const std::int64_t count = std::min<std::int64_t>(SPAN, vocabulary - span * SPAN);
-        double passed = span ? end[span - 1] : 0.0;
+        double passed = span ? ends[span - 1] : 0.0;
         std::int64_t chosen = -1;  // rounding may leave the target behind the last: then the last that weighs anything is meant
         for (std::int64_t t = 0; t < count && (chosen < 0 || passed <= target); t++) {
             const float weight = weights[t / LANES][t % LANES];

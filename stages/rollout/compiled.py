@@ -17,8 +17,6 @@ from stages.rollout.sampling import Choose
 
 LANES = 8
 """Numbers of a vector in the source; a head's size is a multiple of it."""
-SPAN = 256
-"""Tokens of the vocabulary that the source's draw weighs at once."""
 
 
 class _Linear(ctypes.Structure):
@@ -83,7 +81,7 @@ class CompiledDecoder(LeanDecoder):
         super().__init__(model, longest)
         self._step = built()
         self._step.scratch_floats.restype = Number
-        given = (Pointer, Number, Number, ctypes.c_float, Pointer, Pointer, Pointer, Pointer, Number)
+        given = (Pointer, Number, Number, ctypes.c_float, Pointer, Pointer, Pointer, Number)
         self._step.draw_tokens.argtypes = given
         config = model.config
         self._tables = self._cos.contiguous(), self._sin.contiguous()
@@ -143,8 +141,7 @@ class CompiledDecoder(LeanDecoder):
         """As `sampling.choose` without a nucleus."""
         (rows, vocabulary), logits, uniform = logits.shape, logits.contiguous(), uniform.contiguous()
         token, logp = torch.empty(rows, dtype=torch.long), torch.empty(rows)
-        ends = torch.empty(rows, -(-vocabulary // SPAN), dtype=torch.float64)
-        given = logits.data_ptr(), rows, vocabulary, temperature, uniform.data_ptr(), ends.data_ptr()
+        given = logits.data_ptr(), rows, vocabulary, temperature, uniform.data_ptr()
         self._step.draw_tokens(*given, token.data_ptr(), logp.data_ptr(), torch.get_num_threads())
         return token, logp
 
