@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.kinds import stage_kind
+from stages.tracking.journal import read
 from tests.conftest import ROOT
 
 
@@ -36,6 +39,33 @@ def finish(folder: Path, processes: int = 1, *, status: int = 0, timeout: float 
     """Run the stage to its end, which has to be `status`."""
     assert start(folder, processes).wait(timeout=timeout) == status, said(folder)
     return folder
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:
+    """Wait until the stage has told of so many steps."""
+    until = time.monotonic() + 120
+    while len(read(folder / "journal.jsonl")) < count:
+        assert process.poll() is None, said(folder)
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def killed(folder: Path, at: int) -> None:
+    """Start the stage, and kill it after so many steps."""
+    process = start(folder)
+    wait_for_steps(folder, process, at)
+    process.kill()
+    process.wait()
+
+
+def stopped(folder: Path, at: int, steps: int) -> None:
+    """Start the stage, and ask it to stop after so many of its steps."""
+    process = start(folder)
+    wait_for_steps(folder, process, at)
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=20)
+    if len(read(folder / "journal.jsonl")) < steps:  # else it was as good as done when the signal came
+        assert status == 75
 
 
 def said(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from stages.sft import SFTConfig
 from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.pipeline import stage_process
-from tests.pipeline.stage_process import finish, start
-from tests.pipeline.test_stage_resume import results, wait_for_steps
+from tests.pipeline.stage_process import finish, killed, stopped
+from tests.pipeline.test_stage_resume import results
 
 STEPS = 20
 
@@ -76,7 +75,7 @@ def finished(folder: Path, *, processes: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("fields", "stopped"),
+    ("fields", "and_stopped"),
     [
         pytest.param({}, False, id="killed"),
         pytest.param({}, True, id="killed-and-stopped", marks=pytest.mark.slow),
@@ -84,23 +83,15 @@ def finished(folder: Path, *, processes: int = 1) -> dict[str, Any]:
     ],
 )
 def test_killed_and_stopped_equals_uninterrupted(
-    tmp_path: Path, inputs: dict[str, Path], fields: dict[str, Any], stopped: bool
+    tmp_path: Path, inputs: dict[str, Path], fields: dict[str, Any], and_stopped: bool
 ) -> None:
     whole, cut = (prepare(tmp_path / name, inputs, **fields) for name in ("whole", "cut"))
     expected = finished(whole)
 
-    process = start(cut)
-    wait_for_steps(cut, process, 5)  # after a checkpoint, between two
-    process.kill()
-    process.wait()
+    killed(cut, 5)  # after a checkpoint, between two
     assert len(read(cut / "journal.jsonl")) < STEPS
-    if stopped:
-        process = start(cut)
-        wait_for_steps(cut, process, 8)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=20)
-        if len(read(cut / "journal.jsonl")) < STEPS:  # else it was as good as done when the signal came
-            assert status == 75
+    if and_stopped:
+        stopped(cut, 8, STEPS)
     found = finished(cut)
 
     assert found["digest"] == expected["digest"]

@@ -1,9 +1,6 @@
 """A stage that is stopped and started again computes the same bits as one that is not."""
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline import stage_process
-from tests.pipeline.stage_process import finish, said, start
+from tests.pipeline.stage_process import finish, killed, start, stopped, wait_for_steps
 
 STEPS = 10
 
@@ -31,14 +28,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small recipe's base model: it is right often enough for its rewards to differ."""
     folder = prepare(tmp_path_factory.mktemp("base") / "stage", "base", {}, [])
     return finish(folder) / "model"
-
-
-def wait_for_steps(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:
-    until = time.monotonic() + 120
-    while len(read(folder / "journal.jsonl")) < count:
-        assert process.poll() is None, said(folder)
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -85,16 +74,9 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
 
     finish(whole)
 
-    process = start(cut)
-    wait_for_steps(cut, process, 5)  # after a checkpoint, between two
-    process.kill()
-    process.wait()
-    process = start(cut)
-    wait_for_steps(cut, process, 7)
-    process.send_signal(signal.SIGTERM)
-    status = process.wait(timeout=20)
-    if len(read(cut / "journal.jsonl")) < STEPS:  # else it was as good as done when the signal came
-        assert status == 75
+    killed(cut, 5)  # after a checkpoint, between two
+    stopped(cut, 7, STEPS)
+    if not (cut / "manifest.json").exists():
         finish(cut)
 
     assert [x.step for x in read(cut / "journal.jsonl")] == list(range(1, STEPS + 1))
