@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import threading
@@ -12,6 +13,19 @@ from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 
 EXIT_SECONDS = 10.0
 """How long a command that has said everything may take to end."""
+COMMANDS = {
+    "run": "flows.commands:run",
+    "resume": "flows.commands:resume",
+    "stage": "flows.commands:stage",
+    "status": "flows.commands:status",
+    "compare": "flows.commands:compare",
+    "up": "flows.commands:up",
+    "deploy": "flows.commands:deploy",
+    "doctor": "flows.commands:doctor",
+    "schema": "flows.commands:schema",
+}
+"""Command -> the function that does it: it takes the parsed options, gives exit status and JSON document, and writes text on
+standard output only without `--json`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(given)
         commands.stop_on_sigterm()
-        status, document = commands.COMMANDS[options.command](options)
+        module, _, function = COMMANDS[options.command].partition(":")
+        status, document = getattr(importlib.import_module(module), function)(options)
     except UserError as error:
         status = ExitStatus.MISTAKE
         document = error_document(status, error.what, error.where, error.mend)

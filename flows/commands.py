@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,7 +51,7 @@ def resume(options: argparse.Namespace) -> Answer:
     """`r1 resume`: the same document, the same folders, the same MLflow runs."""
     from flows.record import RunRecord
 
-    record = RunRecord.open(_runs(options).pipeline(options.run))
+    record = RunRecord.open(runs_of(options).pipeline(options.run))
     if record.status() == "running":
         raise UserError("the run is still running", where=record.name, mend=f"see `r1 status {record.name}`")
     if (lost := record.lost()) is not None:
@@ -90,7 +89,7 @@ def status(options: argparse.Namespace) -> Answer:
     from flows.record import RunRecord
     from flows.results import error_document, results_table, run_document, stages_table, table, where_to_look
 
-    runs = _runs(options)
+    runs = runs_of(options)
     if options.run:
         record = RunRecord.open(runs.pipeline(options.run))
         document = run_document(record)
@@ -137,7 +136,7 @@ def compare(options: argparse.Namespace) -> Answer:
 
     if len(options.run) < 2:
         raise UserError("one run cannot be compared", where="compare", mend="name at least two")
-    runs = _runs(options)
+    runs = runs_of(options)
     servers = running_servers(runs.path)
     records = [RunRecord.open(runs.pipeline(name)) for name in options.run]
     for record in records:
@@ -169,7 +168,7 @@ def up(options: argparse.Namespace) -> Answer:
     """`r1 up`."""
     from flows.servers import serve
 
-    return serve(_runs(options).prepare(), options.prefect_port, options.mlflow_port, as_json=options.json)
+    return serve(runs_of(options).prepare(), options.prefect_port, options.mlflow_port, as_json=options.json)
 
 
 def deploy(options: argparse.Namespace) -> Answer:
@@ -183,7 +182,7 @@ def doctor(options: argparse.Namespace) -> Answer:
     """`r1 doctor`."""
     from flows.doctor import examine, show
 
-    findings = examine(_runs(options))
+    findings = examine(runs_of(options))
     if not options.json:
         show(findings)
     failed = any(finding.state == "fail" for finding in findings)
@@ -201,20 +200,8 @@ def schema(options: argparse.Namespace) -> Answer:
     return ExitStatus.DONE, document
 
 
-def _runs(options: argparse.Namespace) -> Any:
+def runs_of(options: argparse.Namespace) -> Any:
+    """The runs folder that `--runs` names."""
     from stages.store.folders import Runs
 
     return Runs(Path(options.runs).absolute())
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
-    "run": run,
-    "resume": resume,
-    "stage": stage,
-    "status": status,
-    "compare": compare,
-    "up": up,
-    "deploy": deploy,
-    "doctor": doctor,
-    "schema": schema,
-}

@@ -19,7 +19,8 @@ from stages.store.manifest import verify_manifest
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.unit.endpoint_server import EndpointServer
-from tests.unit.test_curate import ANSWERS, Scripted, context, rewriter, rewriting
+from tests.unit.test_curate import ANSWERS, Scripted, context
+from tests.unit.test_curate_rewrite import rewriter, rewriting
 
 
 def test_killed_amid_rewriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
