@@ -19,8 +19,6 @@ BATCHES = (8, 16, 32, 64)
 """Batch sizes that lm-eval's `hf` tries on the first requests, to go on with the fastest."""
 TRIED = 64
 """Requests in such a try."""
-ROUNDS = 3
-"""Counted rounds at most: a turn has hundreds of answers, over which chance evens out, and takes minutes."""
 
 
 def evaluation(bench: Bench) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def evaluation(bench: Bench) -> dict[str, Any]:
     what = f"{options['count']} problems × {options['samples']} samples, at most {options['tokens']} tokens: ours / lm-eval hf"
     ours = Spec("evaluation", "ours", {**options, "texts": texts["ours"]})
     peers = {"lm-eval hf": Spec("evaluation", "hf", {**options, "texts": texts["hf"]})}
-    return bench.compare("evaluation", what, ours, peers, found=found, most=ROUNDS)
+    return bench.compare("evaluation", what, ours, peers, found=found)
 
 
 def right(text: str, answer: str) -> bool:

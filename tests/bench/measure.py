@@ -61,15 +61,13 @@ class Bench:
         *,
         beside: Mapping[str, Spec] | None = None,
         found: Callable[[dict[str, list[Turn]]], dict[str, Any]] = lambda _: {},
-        most: int | None = None,
     ) -> dict[str, Any]:
         """Let our side and its peers take turns.
 
-        beside: further sides that take turns and are not compared; found: further numbers made of everybody's turns; most:
-        counted rounds at most, where one takes long.
+        beside: further sides that take turns and are not compared; found: further numbers made of everybody's turns.
         """
         specs = {"ours": ours, **peers, **(beside or {})}
-        ready, turns = rounds(specs, min(self.pairs, most or self.pairs), self.out / "logs" / name)
+        ready, turns = rounds(specs, self.pairs, self.out / "logs" / name)
         result: dict[str, Any] = {"name": name, "what": what, "sides": {}, "against": {}, "found": {}}
         for side in ("ours", *peers):
             result["sides"][side] = summary(ready[side], turns[side])
