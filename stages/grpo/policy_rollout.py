@@ -1,7 +1,7 @@
-"""vLLM follows the policy: before it samples, the trainer's weights of now are put into it through a folder in shared memory.
+"""vLLM follows the policy: before it samples, the trainer's weights of now are put into it.
 
-Every rank has its own vLLM, and every node one folder, which its first rank writes. Over NCCL the weights would go from GPU to
-GPU without the folder; the trainer's end of that is part of vLLM's package, which our environment cannot hold.
+Every rank has its own vLLM. The weights go through a folder in shared memory, one for every node, which its first rank writes;
+or (`rollout.weights: broadcast`) from each rank's memory into its vLLM's, over NCCL from GPU to GPU.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.engine import ranks
+from stages.engine.adapters import plain_weights
 from stages.engine.deepspeed_engine import Engine
 from stages.rollout.protocol import Rollout
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.vllm_engine import VllmRollout
 from stages.store.clock import clock
+from stages.store.errors import UserError
 from stages.store.files import TEMPORARY
 from stages.store.folders import StageFolder
 
@@ -42,12 +44,19 @@ def follow_policy(
     settings: RolloutSettings, policy: Engine, tokenizer: Any, start: Path, folder: StageFolder
 ) -> Iterator[PolicyRollout]:
     """An engine with the weights of `policy`, while the block lasts. `start`: a model folder of the same architecture."""
-    first = ranks.local_number() == 0
+    first, direct, device = ranks.local_number() == 0, settings.weights == "broadcast", policy.device
+    if direct and device.type == "cuda" and not settings.own_gpu:
+        mend = "set `rollout.own_gpu: true`, or `weights: file`"
+        raise UserError("NCCL does not join two processes on one GPU", where="rollout.weights", mend=mend)
     place = _place(policy, folder)
     log = folder.path / f"vllm-rank{ranks.number()}.log"
-    with VllmRollout(start, tokenizer, settings, device=policy.device.type, log=log) as rollout:
+    with VllmRollout(start, tokenizer, settings, device=device.type, log=log, own_gpu=settings.own_gpu) as rollout:
 
         def fresh() -> Rollout:
+            if direct:
+                with clock.span("sample"), policy.whole_weights() as model:
+                    rollout.send_weights(plain_weights(model), device)
+                return rollout
             if first:  # what a killed attempt left
                 shutil.rmtree(place, ignore_errors=True)
             try:
@@ -61,7 +70,7 @@ def follow_policy(
             return rollout
 
         def rest() -> None:
-            if settings.sleep and policy.device.type == "cuda":
+            if settings.sleep and device.type == "cuda":
                 rollout.sleep()
 
         yield PolicyRollout(fresh, rest)

@@ -23,10 +23,16 @@ class RolloutSettings(Config):
     vllm_python: Annotated[str | None, EXECUTION] = None
     """The interpreter of vLLM's own environment; null: the one of `make vllm`, .venv-vllm/bin/python in the clone."""
     memory_share: Annotated[float | None, EXECUTION] = Field(default=None, gt=0, lt=1)
-    """On a GPU the share of its memory for vLLM's weights, keys and values (null: 0.3, for the trainer is there too); on a
-    CPU the share of the machine's for keys and values, of all ranks together (null: 0.1)."""
+    """On a GPU the share of its memory for vLLM's weights, keys and values (null: 0.3, for the trainer is there too; 0.9 with
+    `own_gpu`); on a CPU the share of the machine's for keys and values, of all ranks together (null: 0.1)."""
     max_model_length: Annotated[int | None, EXECUTION] = Field(default=None, ge=1)
     """Longest prompt with its answer in tokens; null: what the model declares, if `memory_share` holds it."""
+    weights: Annotated[Literal["file", "broadcast"], EXECUTION] = "file"
+    """How vLLM gets the weights of the policy: through a safetensors `file` in shared memory, or by `broadcast` from memory to
+    memory (NCCL on GPUs, where it wants `own_gpu`; gloo on CPUs)."""
+    own_gpu: Annotated[bool, EXECUTION] = False
+    """Whether in training each rank's vLLM has a GPU of its own, behind those of the trainer: with 4 processes GPUs 0 to 3
+    train and 4 to 7 sample. Otherwise it shares its rank's."""
     sleep: Annotated[bool, EXECUTION] = False
     """Whether vLLM gives its GPU memory back while the update runs. On a CPU it has nothing to give back."""
     start_s: Annotated[float, EXECUTION] = Field(default=600.0, gt=0)

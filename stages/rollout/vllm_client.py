@@ -64,7 +64,7 @@ class VllmProcess:
                 raise UserError(f"vLLM cannot be imported ({reply['unfit']})", where=str(self._process.args[0]), mend=MEND)  # type: ignore[index]
             hello = reply.get("ready")
             if not isinstance(hello, dict):
-                self._fail(f"vLLM's process began with `{str(reply)[:80]}`")
+                self.fail(f"vLLM's process began with `{str(reply)[:80]}`")
             self._hello = hello
         return self._hello
 
@@ -73,8 +73,16 @@ class VllmProcess:
 
         Raises StageFailed when the process dies, says nothing for too long, or says what is not a reply.
         """
+        self.begin(request)
+        yield from self.replies()
+
+    def begin(self, request: dict[str, Any]) -> None:
+        """Send a request; what it replies is to be read with `replies` before the next."""
         self.ready()
         self._send(json.dumps(request).encode() + b"\n")
+
+    def replies(self) -> Iterator[dict[str, Any]]:
+        """The replies to what was begun, as they come."""
         while "done" not in (reply := self._reply(self._silence_s, "rollout.silence_s")):
             if "alive" not in reply:
                 yield reply
@@ -96,7 +104,7 @@ class VllmProcess:
             selector.register(self._stdin, selectors.EVENT_WRITE)
             while left:
                 if not selector.select(self._silence_s):
-                    self._fail(f"vLLM took no request for {self._silence_s:g} s (rollout.silence_s)")
+                    self.fail(f"vLLM took no request for {self._silence_s:g} s (rollout.silence_s)")
                 try:
                     left = left[os.write(self._stdin.fileno(), left) :]
                 except BrokenPipeError:
@@ -110,7 +118,7 @@ class VllmProcess:
             while b"\n" not in self._buffer:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
-                    self._fail(f"vLLM said nothing for {limit_s:g} s ({setting})")
+                    self.fail(f"vLLM said nothing for {limit_s:g} s ({setting})")
                 part = os.read(self._stdout.fileno(), 1 << 16)
                 if not part:
                     self._gone()
@@ -122,14 +130,14 @@ class VllmProcess:
         except ValueError:
             reply = None
         if not isinstance(reply, dict):
-            self._fail(f"vLLM's process said `{line[:80].decode(errors='replace')}`, which is no reply")
+            self.fail(f"vLLM's process said `{line[:80].decode(errors='replace')}`, which is no reply")
         return reply
 
     def _gone(self) -> NoReturn:
         self.close()
-        self._fail(f"vLLM's process ended (status {self._process.returncode})")
+        self.fail(f"vLLM's process ended (status {self._process.returncode})")
 
-    def _fail(self, what: str) -> NoReturn:
+    def fail(self, what: str) -> NoReturn:
         """End the process at once, and say what it last wrote."""
         self._process.kill()
         self.close()

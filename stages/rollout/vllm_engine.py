@@ -6,11 +6,14 @@ are drawn than by the torch engine, from the same distribution.
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import psutil
+import torch
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from stages.rollout.protocol import Completion, Done, Request, Sampling
@@ -18,12 +21,13 @@ from stages.rollout.sampling import derived_seed
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import end_tokens
 from stages.rollout.vllm_client import MEND, VllmProcess
+from stages.rollout.weights_group import WeightsGroup, described, distinct
 from stages.store.errors import StageFailed, UserError
 
 INTERPRETER = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
 """Where `make vllm` puts it."""
 PROGRAM = Path(__file__).with_name("vllm_process.py")
-GPU_SHARE, CPU_SHARE = 0.3, 0.1
+GPU_SHARE, OWN_GPU_SHARE, CPU_SHARE = 0.3, 0.9, 0.1
 """`memory_share` by default."""
 COOLEST = 0.01
 """vLLM draws at no lower temperature, but greedily."""
@@ -36,10 +40,13 @@ class VllmRollout:
     Under torchrun every rank that samples has its own, on the device of the rank (CUDA: written for, never run).
     """
 
-    def __init__(self, folder: Path, tokenizer: Any, settings: RolloutSettings, *, device: str, log: Path) -> None:
-        """Start it with the model of `folder`, without waiting. `device`: `cpu` or `cuda`; `log`: where vLLM's own words go.
+    def __init__(
+        self, folder: Path, tokenizer: Any, settings: RolloutSettings, *, device: str, log: Path, own_gpu: bool = False
+    ) -> None:
+        """Start it with the model of `folder`, without waiting. `device`: `cpu` or `cuda`; `log`: where vLLM's own words go;
+        `own_gpu`: on a GPU behind those that the ranks of this machine train on.
 
-        Raises UserError when there is no interpreter for it.
+        Raises UserError when there is no interpreter for it, or no such GPU.
         """
         self.tokenizer = tokenizer
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -47,15 +54,17 @@ class VllmRollout:
         interpreter = Path(settings.vllm_python or INTERPRETER)
         if not interpreter.is_file():
             raise UserError("vLLM is not installed: no such interpreter", where=str(interpreter), mend=MEND)
-        options = {"device": device, "engine": _engine_options(folder, config, settings, device)}
+        options = {"device": device, "engine": _engine_options(folder, config, settings, device, own_gpu=own_gpu)}
         # Isolated (-I): neither PYTHONPATH nor the folder of the program must bring packages of ours in.
         self._process = VllmProcess(
             [str(interpreter), "-I", str(PROGRAM), json.dumps(options)],
             log,
             start_s=settings.start_s,
             silence_s=settings.silence_s,
-            environment=_environment(device),
+            environment=_environment(device, own_gpu=own_gpu),
         )
+        self._silence_s = settings.silence_s
+        self._group: WeightsGroup | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -114,13 +123,36 @@ class VllmRollout:
         """Sample with the weights of `folder` (safetensors, of the same architecture) from now on; wakes it."""
         self._do({"do": "load", "folder": str(folder)})
 
+    def send_weights(self, weights: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+        """Sample with these weights (names as in safetensors) from now on; wakes it. They go through no file.
+
+        Raises StageFailed when vLLM's end is gone or stays away for `silence_s`.
+        """
+        sent = distinct(list(weights))
+        try:
+            if self._group is None:
+                join = {"do": "join", "seconds": self._silence_s}
+                self._group = WeightsGroup(
+                    device, self._silence_s, lambda file: self._process.begin({**join, "file": str(file)})
+                )
+                self._nothing_more("join")
+            self._process.begin({"do": "receive", "weights": described(sent)})
+            self._group.send(sent)
+        except RuntimeError as error:
+            self._process.fail(f"the weights could not be sent to vLLM ({error})")
+        self._nothing_more("receive")
+
     def sleep(self) -> None:
         """Give GPU memory back, weights included, until the next `load_weights` (CUDA: written for, never run)."""
         self._do({"do": "sleep"})
 
     def _do(self, request: dict[str, Any]) -> None:
-        for reply in self._process.ask(request):
-            raise StageFailed(f"vLLM answered `{request['do']}` with `{str(reply)[:80]}`")
+        self._process.begin(request)
+        self._nothing_more(request["do"])
+
+    def _nothing_more(self, asked: str) -> None:
+        for reply in self._process.replies():
+            raise StageFailed(f"vLLM answered `{asked}` with `{str(reply)[:80]}`")
 
     def _check(self, requests: list[Request], sampling: Sampling) -> None:
         if 0 < sampling.temperature < COOLEST:
@@ -136,7 +168,7 @@ class VllmRollout:
             raise UserError(what, where="sampling.max_tokens", mend=mend)
 
 
-def _engine_options(folder: Path, config: Any, settings: RolloutSettings, device: str) -> dict[str, Any]:
+def _engine_options(folder: Path, config: Any, settings: RolloutSettings, device: str, *, own_gpu: bool) -> dict[str, Any]:
     """Arguments of `vllm.LLM`."""
     options: dict[str, Any] = {
         "model": str(folder.absolute()),
@@ -153,17 +185,20 @@ def _engine_options(folder: Path, config: Any, settings: RolloutSettings, device
         # Compiling takes longer than a CPU's rollouts gain.
         return options | {"enforce_eager": True, "kv_cache_memory_bytes": int(psutil.virtual_memory().total * share)}
     return options | {
-        "gpu_memory_utilization": settings.memory_share or GPU_SHARE,
+        "gpu_memory_utilization": settings.memory_share or (OWN_GPU_SHARE if own_gpu else GPU_SHARE),
         "enable_sleep_mode": settings.sleep,
     }
 
 
-def _environment(device: str) -> dict[str, str]:
+def _environment(device: str, *, own_gpu: bool) -> dict[str, str]:
     """The environment of this process without what torchrun tells a rank: vLLM would take itself for a part of that group."""
     kept = {k: v for k, v in os.environ.items() if k not in _TORCHRUN and not k.startswith("TORCHELASTIC_")}
     if device == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = int(os.environ.get("LOCAL_RANK", "0")) + (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if own_gpu else 0)
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if visible and local >= len(visible):
+            mend = "make more GPUs visible, or train on fewer (`compute.processes`)"
+            raise UserError(f"{len(visible)} GPUs are visible, this rank's vLLM wants number {local}", where="rollout.own_gpu", mend=mend)
         kept["CUDA_VISIBLE_DEVICES"] = visible[local] if visible else str(local)
     return kept
 

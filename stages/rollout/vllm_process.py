@@ -6,6 +6,8 @@ One JSON document a line; the first argument has the options. It says `{"ready":
     {"do": "sample", "prompts": [{"ids", "seeds"}], "temperature", "top_p", "max_tokens", "stop", "end_tokens"}
         -> {"prompt", "sample", "ids", "logprobs", "finish"} as each answer ends, {"alive": true} every second meanwhile
     {"do": "load", "folder"}     new weights in place, from safetensors; wakes it
+    {"do": "join", "file", "seconds"}    meet the trainer in a group of two (weights_group.py)
+    {"do": "receive", "weights": [[name, type, shape]]}    new weights in place, as the group brings them; wakes it
     {"do": "sleep"}              gives GPU memory back until the next weights
 
 and closes each of them with {"done": true}. An error ends the process, with its traceback on standard error. So does the end of
@@ -20,7 +22,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 Tell = Callable[[dict[str, Any]], None]
@@ -59,13 +62,18 @@ def main() -> None:
         return
     llm = LLM(**options["engine"])
     tell({"ready": {"max_model_length": llm.llm_engine.model_config.max_model_len}})
-    asleep = False
+    asleep, cpu = False, options["device"] == "cpu"
     while True:
         request = json.loads(inbox.get())
         if request["do"] == "sample":
             _sample(llm, request, tell)
         elif request["do"] == "load":
-            _load(llm, request["folder"], asleep=asleep, cpu=options["device"] == "cpu")
+            _load(llm, "reload_weights", {"weights_path": request["folder"]}, asleep=asleep, cpu=cpu)
+            asleep = False
+        elif request["do"] == "join":
+            llm.collective_rpc(_join, args=(request["file"], request["seconds"]))
+        elif request["do"] == "receive":
+            _load(llm, _receive, {"weights": request["weights"]}, asleep=asleep, cpu=cpu)
             asleep = False
         elif request["do"] == "sleep":
             llm.sleep(level=2)  # the weights need not be kept: the next ones come from the trainer
@@ -133,17 +141,45 @@ def _sample(llm: Any, request: dict[str, Any], tell: Tell) -> None:
             told = time.monotonic()
 
 
-def _load(llm: Any, folder: str, *, asleep: bool, cpu: bool) -> None:
-    """Put the weights of a folder in place of the present ones, and forget the keys and values of the old."""
+def _load(llm: Any, how: str | Callable[..., None], given: dict[str, Any], *, asleep: bool, cpu: bool) -> None:
+    """Put new weights in place of the present ones, and forget the keys and values of the old. `how`: done by the worker."""
     if asleep:
         llm.wake_up(tags=["weights"])
-    llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    llm.collective_rpc(how, kwargs=given)
     if cpu:
         llm.apply_model(_pack_head)
     if asleep:
         llm.wake_up(tags=["kv_cache"])
     if not llm.reset_prefix_cache():
         raise RuntimeError("vLLM still holds keys and values of the old weights")
+
+
+def _join(worker: Any, file: str, seconds: float) -> None:
+    """Become rank 1 of the group in which the trainer is 0."""
+    import torch
+    import torch.distributed as dist
+
+    store, timeout = dist.FileStore(file, 2), timedelta(seconds=seconds)
+    if worker.device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        worker.r1_group = dist.ProcessGroupNCCL(store, 1, 2, options)
+    else:
+        worker.r1_group = dist.ProcessGroupGloo(store, 1, 2, timeout)
+    worker.r1_group.broadcast(torch.zeros(1, device=worker.device), 0).wait()
+
+
+def _receive(worker: Any, weights: list[tuple[str, str, list[int]]]) -> None:
+    """Load the weights one by one as the trainer sends them, in its order: one of them at a time is held twice."""
+    import torch
+
+    def arriving() -> Iterator[tuple[str, Any]]:
+        for name, kind, shape in weights:
+            tensor = torch.empty(shape, dtype=getattr(torch, kind), device=worker.device)
+            worker.r1_group.broadcast(tensor, 0).wait()
+            yield name, tensor
+
+    worker.reload_weights(weights_iterator=arriving())
 
 
 def _pack_head(model: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer
-from stages.grpo.collect import Scene, collect
+from stages.grpo.ahead import Ahead
+from stages.grpo.collect import Collected, Scene, collect
 from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
 from stages.grpo.sampler import ProblemSampler
@@ -96,7 +97,7 @@ class Stepper:
         self.tokens = tokens
         engine = endless if forced else TorchRollout
         self.scene = TokenRewards(
-            rollout=lambda: engine(self.policy.sampling_model(), tokenizer),
+            rollout=lambda: engine(self.policy.sampling_model(apart=self.settings.one_step_off), tokenizer),
             template=Template(name="question"),
             sampling=Sampling(max_tokens=tokens),
             rewards=Rewards(),
@@ -106,10 +107,27 @@ class Stepper:
         )
         problems = [Problem(id=f"{number}", question=q, answer="0", source="bench") for number, q in enumerate(asked)]
         self.sampler, self.position, self.step_number = InOrder(problems, questions, 0), 0, 0
+        self.ahead = Ahead(self.scene, self.sampler, questions, samples) if self.settings.one_step_off else None
 
     def step(self) -> dict[str, Any]:
         """Take a step; returns how many tokens and samples it had."""
-        collected = collect(
+        collected = self._collected()
+        self.position, self.step_number = collected.position, self.step_number + 1
+        train(self.policy, collected.groups, self.settings, self.tokens, self.step_number, self.reference)
+        episodes = [episode for group in collected.groups for episode in group.episodes]
+        return {"tokens": sum(len(e.completion_ids) for e in episodes), "samples": len(episodes)}
+
+    def settle(self) -> None:
+        """Wait for what is sampled ahead: between turns nothing may run."""
+        if self.ahead is not None:
+            self.ahead.complete()
+
+    def _collected(self) -> Collected:
+        if self.ahead is not None:
+            collected = self.ahead.take(self.step_number, self.position)
+            self.ahead.begin(self.step_number + 1, collected.position)
+            return collected
+        return collect(
             self.scene,
             self.sampler,
             self.position,
@@ -117,10 +135,6 @@ class Stepper:
             samples=self.settings.samples,
             step=self.step_number,
         )
-        self.position, self.step_number = collected.position, self.step_number + 1
-        train(self.policy, collected.groups, self.settings, self.tokens, self.step_number, self.reference)
-        episodes = [episode for group in collected.groups for episode in group.episodes]
-        return {"tokens": sum(len(e.completion_ids) for e in episodes), "samples": len(episodes)}
 
 
 def train(

@@ -33,6 +33,15 @@ def step_toy(bench: Bench) -> dict[str, Any]:
     return _compare(bench, "step-toy", {**place, **sizes, "forced": False, "steps": bench.size(3, 1), "packing": packing})
 
 
+def one_step_off(bench: Bench) -> dict[str, Any]:
+    """Our step with the next rollout sampled meanwhile, against our step: here both have the same processors."""
+    options = {"questions": 2, "samples": bench.size(8, 4), "tokens": bench.size(64, 8), "forced": True, "steps": bench.size(3, 1)}
+    options |= {"model": str(bench.model), "problems": str(bench.problems)}
+    what = f"{options['questions']} problems × {options['samples']} samples × {options['tokens']} tokens, one step off / on-policy"
+    ahead = Spec("step", "ours", {**options, "one_step_off": True})
+    return bench.compare("one-step-off", what, ahead, {"on-policy": Spec("step", "ours", options)})
+
+
 def _language(bench: Bench, name: str, tokens: int, checkpointing: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     sizes = {"questions": 2, "samples": bench.size(8, 4), "tokens": bench.size(tokens, 8)}
     place = {"model": str(bench.model), "problems": str(bench.problems)}
@@ -56,7 +65,7 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
     from stages.engine import ranks
     from tests.bench.ours import Stepper
 
-    known = ("questions", "samples", "tokens", "forced", "minibatches", "kl", "packing")
+    known = ("questions", "samples", "tokens", "forced", "minibatches", "kl", "packing", "one_step_off")
     taken = {key: options[key] for key in known if key in options}
     asked = questions(options["problems"], options["questions"] * ROUNDS_AHEAD)
     stepper = Stepper(options["model"], asked, **taken)
@@ -65,6 +74,7 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
 
     def work() -> dict[str, Any]:
         taken = [stepper.step() for _ in range(options["steps"])]
+        stepper.settle()
         return {key: sum(step[key] for step in taken) for key in ("tokens", "samples")}
 
     turns.each(work)

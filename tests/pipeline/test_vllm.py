@@ -24,6 +24,7 @@ from stages.rollout.protocol import Request, Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import load_model, load_tokenizer
 from stages.rollout.vllm_engine import INTERPRETER, VllmRollout
+from stages.store.errors import StageFailed
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import command, environment
@@ -149,15 +150,22 @@ def test_log_probabilities_are_the_trainers(case, temperature):
     assert worst < 1e-3
 
 
-def test_sampling_follows_the_weights(case):
+@pytest.mark.parametrize("way", ["file", "broadcast"])
+def test_sampling_follows_the_weights(case, way):
+    def put(folder):
+        if way == "file":
+            case.rollout.load_weights(folder)
+        else:
+            case.rollout.send_weights(load_model(folder).state_dict().items(), torch.device("cpu"))
+
     drawn = Sampling(max_tokens=16)
     greedy, sampled = case.greedy(), case.sample(drawn, samples=2)
-    case.rollout.load_weights(case.moved)
+    put(case.moved)
     try:
         assert case.greedy() == case.expected(case.moved)
         assert case.greedy() != greedy
     finally:
-        case.rollout.load_weights(case.folder)
+        put(case.folder)
     assert case.greedy() == greedy
     assert case.sample(drawn, samples=2) == sampled, "the same to the last digit"
 
@@ -208,6 +216,16 @@ def test_stop_texts_and_end_tokens_end_an_answer(case):
     if case.name == "toy":
         assert {c.ids[-1] for c in by_token} == ends == {1, 9}
         assert all("<eos>" not in c.text for c in by_token)
+
+
+def test_vllm_that_dies_while_weights_are_sent_is_told(tmp_path):
+    save_toy(tmp_path / "model", seed=3)
+    tokenizer, weights = load_tokenizer(tmp_path / "model"), load_model(tmp_path / "model").state_dict()
+    with VllmRollout(tmp_path / "model", tokenizer, SETTINGS, device="cpu", log=tmp_path / "log") as rollout:
+        rollout.send_weights(weights.items(), torch.device("cpu"))
+        psutil.Process(rollout._process._process.pid).kill()
+        with pytest.raises(StageFailed, match=r"could not be sent|process ended"):
+            rollout.send_weights(weights.items(), torch.device("cpu"))
 
 
 def gone(pid):
@@ -292,10 +310,11 @@ def run_stage(folder, name, inputs, overrides=(), processes=1, status=0):
     return end_stage(folder, start_stage(folder, processes), status)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_stage_samples_with_the_weights_it_trains(tmp_path, processes):
+@pytest.mark.parametrize(("processes", "way"), [(1, "file"), (2, "file"), (1, "broadcast"), (2, "broadcast")])
+def test_a_training_stage_samples_with_the_weights_it_trains(tmp_path, processes, way):
     save_toy(tmp_path / "base", seed=3, tied=processes == 1)
     overrides = [
+        f"shared.rollout.weights={way}",
         "stages.zero.steps=3",
         "stages.zero.lr=1e-2",  # three steps that vLLM would be caught with old weights after
         "stages.zero.rewards={accuracy: 0, format: 0, language: 0, random: 1}",
