@@ -198,7 +198,9 @@ def _environment(device: str, *, own_gpu: bool) -> dict[str, str]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         if visible and local >= len(visible):
             mend = "make more GPUs visible, or train on fewer (`compute.processes`)"
-            raise UserError(f"{len(visible)} GPUs are visible, this rank's vLLM wants number {local}", where="rollout.own_gpu", mend=mend)
+            raise UserError(
+                f"{len(visible)} GPUs are visible, this rank's vLLM wants number {local}", where="rollout.own_gpu", mend=mend
+            )
         kept["CUDA_VISIBLE_DEVICES"] = visible[local] if visible else str(local)
     return kept
 

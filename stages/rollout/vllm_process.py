@@ -159,7 +159,7 @@ def _join(worker: Any, file: str, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    store, timeout = dist.FileStore(file, 2), timedelta(seconds=seconds)
+    store, timeout = dist.FileStore(file, 2), timedelta(seconds=seconds)  # type: ignore[attr-defined]
     if worker.device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout

@@ -1,8 +1,8 @@
 """Weights from the trainer's memory into vLLM's without a file between: a group of two, over NCCL on GPUs and gloo on CPUs.
 
-The trainer's rank is 0 of the group, its vLLM 1 (`_join` and `_receive` in vllm_process.py). They find each other through a file
-that is gone once they have. It is torch's own process group on both sides, apart from the trainer's: vLLM's engines for this
-(nccl_engine.py in its package) would have to be imported by the trainer, whose environment cannot hold vLLM.
+The trainer's rank is 0 of the group, its vLLM 1 (`_join` and `_receive` in vllm_process.py). They find each other through a
+file that is gone once they have. It is torch's own process group on both sides, apart from the trainer's: vLLM's engines for
+this (nccl_engine.py in its package) would have to be imported by the trainer, whose environment cannot hold vLLM.
 """
 
 import tempfile
@@ -30,7 +30,8 @@ class WeightsGroup:
         with tempfile.TemporaryDirectory(prefix="r1-weights-") as folder:
             meeting = Path(folder) / "group"
             call(meeting)
-            self._group = _group(dist.FileStore(str(meeting), 2), device.type, timedelta(seconds=seconds))
+            store = dist.FileStore(str(meeting), 2)  # type: ignore[attr-defined]
+            self._group = _group(store, device.type, timedelta(seconds=seconds))
             self._send(torch.zeros(1, device=device))  # NCCL connects at its first use
 
     def send(self, weights: Named) -> None:

@@ -72,15 +72,13 @@ class InOrder(ProblemSampler):
 class TokenRewards(Scene):
     """Scores as always, then gives the reward that both sides agree on."""
 
-    def sample(
-        self, problems: Sequence[Problem], samples: int, purpose: str, step: int, rollout: Rollout | None = None
-    ) -> list[Group]:
+    def together(self, groups: list[Group], count: int) -> list[Group]:
         """Groups in which every answer has a verdict and the reward of its tokens."""
-        groups = super().sample(problems, samples, purpose, step, rollout)
-        for group in groups:
+        found = super().together(groups, count)
+        for group in found:
             for episode in group.episodes:
                 episode.reward = Reward(total=reward_of(episode.completion_ids), parts={"format": 0.0}, verdict="right")
-        return groups
+        return found
 
 
 class Stepper:

@@ -35,9 +35,17 @@ def step_toy(bench: Bench) -> dict[str, Any]:
 
 def one_step_off(bench: Bench) -> dict[str, Any]:
     """Our step with the next rollout sampled meanwhile, against our step: here both have the same processors."""
-    options = {"questions": 2, "samples": bench.size(8, 4), "tokens": bench.size(64, 8), "forced": True, "steps": bench.size(3, 1)}
+    options = {
+        "questions": 2,
+        "samples": bench.size(8, 4),
+        "tokens": bench.size(64, 8),
+        "forced": True,
+        "steps": bench.size(3, 1),
+    }
     options |= {"model": str(bench.model), "problems": str(bench.problems)}
-    what = f"{options['questions']} problems × {options['samples']} samples × {options['tokens']} tokens, one step off / on-policy"
+    what = (
+        f"{options['questions']} problems × {options['samples']} samples × {options['tokens']} tokens, one step off / on-policy"
+    )
     ahead = Spec("step", "ours", {**options, "one_step_off": True})
     return bench.compare("one-step-off", what, ahead, {"on-policy": Spec("step", "ours", options)})
 

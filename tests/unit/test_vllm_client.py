@@ -1,9 +1,11 @@
 """vLLM's settings, and what becomes of a stage whose vLLM is missing, dies, hangs or talks nonsense. No vLLM is needed here."""
 
 import contextlib
+import json
 import stat
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,13 +18,15 @@ from stages.engine import ranks
 from stages.grpo import policy_rollout
 from stages.problems.toy import save_toy_tokenizer
 from stages.recipe import load_recipe
+from stages.rollout import vllm_process
 from stages.rollout.engines import open_rollout
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.sampling import derived_seed
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import load_tokenizer
 from stages.rollout.vllm_client import VllmProcess
-from stages.rollout.vllm_engine import VllmRollout
+from stages.rollout.vllm_engine import VllmRollout, _environment
+from stages.rollout.weights_group import WeightsGroup, described, distinct
 from stages.store import heartbeat
 from stages.store.config import semantic
 from stages.store.errors import StageFailed, UserError
@@ -206,3 +210,60 @@ def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
         client.ready()
     assert client._process.returncode == -9
     assert not psutil.pid_exists(client._process.pid)
+
+
+@pytest.mark.parametrize(("own", "visible", "given"), [(False, "4,5,6,7", "5"), (True, "4,5,6,7", "7"), (True, "", "3")])
+def test_the_gpu_of_a_ranks_vllm(monkeypatch, own, visible, given):
+    for name, value in {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": visible}.items():
+        monkeypatch.setenv(name, value)
+    assert _environment("cuda", own_gpu=own)["CUDA_VISIBLE_DEVICES"] == given
+    assert "LOCAL_RANK" not in _environment("cuda", own_gpu=own)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    with pytest.raises(UserError, match="3 GPUs are visible, this rank's vLLM wants number 3"):
+        _environment("cuda", own_gpu=True)
+
+
+def test_two_ends_on_one_gpu_are_refused(tmp_path, folder):
+    policy = Policy()
+    policy.device = torch.device("cuda")
+    settings = fake(tmp_path / "python").model_copy(update={"weights": "broadcast"})
+    with (
+        pytest.raises(UserError, match=r"rollout\.weights: NCCL does not join two processes on one GPU"),
+        policy_rollout.follow_policy(settings, policy, load_tokenizer(folder), folder, StageFolder(tmp_path)),
+    ):
+        pass
+
+
+class Worker:
+    """What vLLM's end needs of a vLLM worker."""
+
+    device = torch.device("cpu")
+
+    def reload_weights(self, weights_iterator):
+        self.weights = dict(weights_iterator)
+
+
+def test_weights_go_from_memory_to_memory():
+    head = torch.randn(5, 3)
+    parameter = torch.nn.Parameter(torch.randn(4, 2))
+    given = [("embedding", head), ("head", head), ("half", torch.randn(7).bfloat16()), ("row", torch.randn(6, 4).t()[1:])]
+    given += [("trained", parameter), ("count", torch.tensor(3))]
+    worker, other = Worker(), ThreadPoolExecutor(1)
+    group = WeightsGroup(torch.device("cpu"), 30.0, lambda file: other.submit(vllm_process._join, worker, str(file), 30.0))
+    sent = distinct(given)
+    for _ in range(2):
+        arrived = other.submit(vllm_process._receive, worker, json.loads(json.dumps(described(sent))))
+        group.send(sent)
+        arrived.result(timeout=30)
+        # A tied head is sent once.
+        assert list(worker.weights) == ["embedding", "half", "row", "trained", "count"]
+        for name, tensor in sent:
+            assert worker.weights[name].dtype == tensor.dtype
+            assert torch.equal(worker.weights[name], tensor)
+        with torch.no_grad():
+            parameter.add_(1)
+
+
+def test_an_end_that_stays_away_is_not_waited_for_for_ever():
+    with pytest.raises(RuntimeError):
+        WeightsGroup(torch.device("cpu"), 0.5, lambda _: None)
