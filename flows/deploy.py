@@ -18,7 +18,7 @@ from stages.store.files import write_bytes
 from stages.store.folders import Runs
 
 PREFECT_FILE = ROOT / "infra" / "prefect.yaml"
-IMAGE_FOLDER = "/app"
+IMAGE_FOLDER = "/srv/r1"
 """Where the image has the clone; containers start there."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import task_run
 
 from flows import prefect_server
-from flows.prefect_server import ATTEMPT_SECONDS, impatient_client, server_address
+from flows.prefect_server import impatient_client, server_address
 from stages.store.errors import StageFailed, UserError
 
 LEASE_SECONDS = 300.0
@@ -32,6 +32,8 @@ RENEW_SECONDS = 60.0
 """Pause between two renewals."""
 RETRY_SECONDS = 5.0
 """Pause between two attempts to get slots, or to reach a server that is away."""
+END_SECONDS = 2.0
+"""How long the end of a stage waits until its slots are given back."""
 
 Note = Callable[[str], None]
 
@@ -104,7 +106,7 @@ def _ask(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
 
 
 class _Keeper:
-    """Renews a lease until it is ended."""
+    """Renews a lease until it is ended, and then gives it back."""
 
     def __init__(self, limit: str, count: int, lease: UUID, note: Note) -> None:
         self._limit, self._count, self._note = limit, count, note
@@ -115,16 +117,12 @@ class _Keeper:
         self._thread.start()
 
     def end(self) -> None:
-        """Give the slots back. Those that cannot be given back now are free when the lease has run out."""
+        """Give the slots back: at once, or in the background as soon as the server answers."""
         self._ended.set()
-        self._thread.join(2 * ATTEMPT_SECONDS)
-        if self._lease is None:
-            return
-        try:
-            with impatient_client() as client:
-                client.release_concurrency_slots_with_lease(self._lease)
-        except httpx.HTTPError:
-            self._note(f"the slots of `{self._limit}` will be free in {LEASE_SECONDS / 60:.0f} minutes: the server is away")
+        self._thread.join(END_SECONDS)
+        if self._thread.is_alive():
+            minutes = f"{LEASE_SECONDS / 60:.0f} minutes"
+            self._note(f"the slots of `{self._limit}` are given back when the Prefect server answers, or in {minutes}")
 
     def _keep(self) -> None:
         due = RENEW_SECONDS
@@ -133,6 +131,14 @@ class _Keeper:
                 due = RENEW_SECONDS if self._renew() else RETRY_SECONDS
             except httpx.HTTPError:  # away; it is asked again
                 due = RETRY_SECONDS
+        until = time.monotonic() + LEASE_SECONDS
+        while self._lease is not None and time.monotonic() < until:
+            try:
+                with impatient_client() as client:
+                    client.release_concurrency_slots_with_lease(self._lease)
+                self._lease = None
+            except httpx.HTTPError:
+                time.sleep(RETRY_SECONDS)
 
     def _renew(self) -> bool:
         """Whether the slots are ours after this attempt."""
