@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 import yaml
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterName,
+)
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
@@ -84,6 +91,21 @@ def test_a_schedule_fires_and_the_run_completes(operation: Operation) -> None:
     assert record["mlflow"]["parent_run_id"] in found["tiny-mlflow"].data
     for model, row in record["models"].items():
         assert f"| {model} | {row['accuracy']:.4g} |" in found["tiny-results"].data
+
+
+def test_prefect_s_form_is_typed_and_described(operation: Operation) -> None:
+    facts = operation.r1("deploy", TINY, "--stage", "zero", "--cron", "0 3 1 1 *", *operation.sets())
+    assert facts["deployment"] == "r1-stage/tiny-zero"
+    with operation.client() as client:
+        deployment = client.read_deployment_by_name("r1-stage/tiny-zero")
+        assert deployment.enforce_parameter_schema
+        fields = deployment.parameter_openapi_schema["properties"]
+        assert {"stage", "config", "overrides", "fresh", "retries", "retry_delay"} == fields.keys()
+        assert fields["fresh"]["type"] == "boolean"
+        assert fields["retries"]["maximum"] == 20
+        assert all(field["description"] for field in fields.values())
+        with pytest.raises(httpx.HTTPStatusError):  # the server refuses it, before any worker sees it
+            client.create_flow_run_from_deployment(deployment.id, parameters={"retries": "many"})
 
 
 def test_a_run_cancelled_in_the_middle_of_training_is_resumed_to_the_same_digests(operation: Operation) -> None:
@@ -169,6 +191,31 @@ def test_stages_wait_for_slots_that_a_restarted_server_has_not_forgotten(operati
         assert len(lines) == 200
         times.append((lines[0].time, lines[-1].time))
     assert times[0][1] < times[1][0], "both held the one slot"
+
+
+def test_a_deployment_that_failed_three_times_is_paused(operation: Operation, tmp_path: Path) -> None:
+    operation.r1("deploy", "--automations")
+    config = tmp_path / "gone.yaml"
+    config.write_text(f"extends: {TINY}")
+    operation.r1("deploy", config, "--name", "failing", "--cron", "0 3 1 1 *", *operation.sets())
+    config.unlink()
+
+    def failed() -> int:
+        with operation.client() as client:
+            deployment = client.read_deployment_by_name("r1-config/failing")
+            wanted = FlowRunFilterDeploymentId(any_=[deployment.id])
+            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id=wanted))
+        return sum(run.state.type.value == "FAILED" and "no such file" in run.state.message for run in runs)
+
+    def paused() -> bool:
+        with operation.client() as client:
+            return bool(client.read_deployment_by_name("r1-config/failing").paused)
+
+    for number in (1, 2, 3):
+        assert not paused()
+        run_now(operation, "r1-config/failing")
+        wait_for("failure", lambda n=number: failed() == n, 120, operation.folder / "worker.log")
+    wait_for("pause", paused, 60)
 
 
 def test_a_run_whose_process_is_gone_is_marked_as_crashed(operation: Operation) -> None:
