@@ -151,7 +151,7 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
         name=name,
         task_run_name=name,
         retries=manner.retries,
-        retry_delay_seconds=[min(delay, LONGEST_DELAY) for delay in delays] or None,
+        retry_delay_seconds=[min(delay, LONGEST_DELAY) for delay in delays] or 0,
         retry_jitter_factor=JITTER,
         retry_condition_fn=lambda *_: work.retries(name),
     )

@@ -33,17 +33,26 @@ def demand_server() -> str:
 
 def make_pool(name: str, kind: str) -> None:
     """Make the work pool unless it is there. Raises UserError when it is there and of another type."""
-    with get_client(sync_client=True) as client:
+    if (known := _kind_of_pool(name)) is None:
+        template = POOLS / f"{kind}.json"
+        more = ("--base-job-template", str(template)) if template.exists() else ()
         try:
-            known = client.read_work_pool(name)
-        except ObjectNotFound:
-            template = POOLS / f"{kind}.json"
-            more = ("--base-job-template", str(template)) if template.exists() else ()
             prefect("work-pool", "create", name, "--type", kind, *more)
             return
-    if known.type != kind:
-        mend = f"--pool-type {known.type}, or another --pool"
-        raise UserError(f"the work pool `{name}` is of type {known.type}, not {kind}", where="--pool", mend=mend)
+        except StageFailed:
+            if (known := _kind_of_pool(name)) is None:  # otherwise somebody else, a worker that starts, has just made it
+                raise
+    if known != kind:
+        mend = f"--pool-type {known}, or another --pool"
+        raise UserError(f"the work pool `{name}` is of type {known}, not {kind}", where="--pool", mend=mend)
+
+
+def _kind_of_pool(name: str) -> str | None:
+    with get_client(sync_client=True) as client:
+        try:
+            return str(client.read_work_pool(name).type)
+        except ObjectNotFound:
+            return None
 
 
 def make_slots(slots: dict[str, int]) -> dict[str, int]:

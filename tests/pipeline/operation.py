@@ -29,7 +29,7 @@ BINARIES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), *m
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 120, log: Path | None = None) -> Any:
     """What `look` finds; the log is shown when it finds nothing in time."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 2 * seconds  # other work goes on besides
     while not (found := look()):
         said = log.read_text()[-3000:] if log is not None and log.exists() else ""
         assert time.monotonic() < until, f"no {what} within {seconds} s:\n{said}"

@@ -108,7 +108,7 @@ def document(*arguments: str, config: str = CONFIG) -> dict[str, Any]:
 
 def test_a_recipe_of_its_own_and_its_schedule() -> None:
     deployment = document("--interval", "6h", "--retries", "2", config="configs/quickstart-full.yaml")["deployments"][0]
-    assert deployment["schedules"] == [{"slug": "quickstart", "interval": 21600, "timezone": "UTC", "active": True}]
+    assert deployment["schedules"] == [{"slug": "quickstart-full", "interval": 21600, "timezone": "UTC", "active": True}]
     assert (deployment["parameters"]["retries"], deployment["parameters"]["parallel"]) == (2, 1)
     assert deployment["description"] == "All stages of the paper on the toy problem."
     assert deployment["parameters"]["overrides"] == [f"runs={Path('runs').absolute()}"]
