@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "flows.commands:compare",
     "up": "flows.commands:up",
     "deploy": "flows.commands:deploy",
+    "worker": "flows.worker:work",
     "doctor": "flows.commands:doctor",
     "schema": "flows.commands:schema",
 }
@@ -56,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument("--runs", metavar="FOLDER", default="runs", help="the runs folder (default: runs)")
     tries = _Parser(add_help=False)
     tries.add_argument("--retries", type=_natural, default=0, help="new attempts of a stage that failed (default: 0)")
+    tries.add_argument(
+        "--retry-delay",
+        metavar="SECONDS",
+        type=_seconds,
+        default=10.0,
+        help="before the first new attempt; each further pause is twice as long (default: 10)",
+    )
+    tries.add_argument(
+        "--parallel", metavar="N", type=_positive, default=1, help="stages at a time, where none needs another (default: 1)"
+    )
 
     top = _Parser(prog="r1", description="The DeepSeek-R1 training recipe as one resumable graph.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -81,10 +92,25 @@ def parser() -> argparse.ArgumentParser:
     up = command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place)
     up.add_argument("--prefect-port", type=int, default=4200)
     up.add_argument("--mlflow-port", type=int, default=5000)
-    deploy = command("deploy", "Register a schedule for a recipe with Prefect.", config)
+    deploy = command("deploy", "Register a schedule for a recipe with Prefect.", tries)
+    deploy.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
+    deploy.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     deploy.add_argument("--cron", help="when, for example '0 3 * * *' (default: that of infra/prefect.yaml)")
-    deploy.add_argument("--timezone", help="of the cron text, for example Europe/Berlin")
+    deploy.add_argument("--interval", metavar="TIME", help="how often, for example 6h, 30m, 2d")
+    deploy.add_argument("--timezone", help="of the schedule, for example Europe/Berlin")
+    deploy.add_argument("--stage", metavar="STAGE", help="this stage alone; its inputs must be finished")
     deploy.add_argument("--name", help="the deployment's name (default: the recipe's)")
+    deploy.add_argument("--pool", metavar="NAME", default="r1", help="the work pool, made when it isn't there (default: r1)")
+    deploy.add_argument(
+        "--pool-type", choices=["process", "docker", "kubernetes"], default="process", help="(default: process)"
+    )
+    deploy.add_argument(
+        "--slots", metavar="NAME=N", action="append", default=[], help="make N slots for `compute.slots: NAME` (repeatable)"
+    )
+    deploy.add_argument("--automations", action="store_true", help="register those of infra/automations.yaml")
+    worker = command("worker", "Run what is scheduled, on this machine, until Ctrl-C.", place)
+    worker.add_argument("--pool", metavar="NAME", default="r1", help="its work pool (default: r1)")
+    worker.add_argument("--limit", metavar="N", type=_positive, help="runs at a time (default: any number)")
     command("doctor", "What works on this machine.", place)
     command("schema", "JSON schema of recipes.")
     return top
@@ -99,6 +125,20 @@ def _profiled(text: str) -> str:
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
         raise ValueError
     return value
 

@@ -69,10 +69,10 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
 
     print(f"run {record.name}", file=sys.stderr)
     with prefect_server(record.folder.path.parents[1]) as wait:
-        from flows.pipeline import run_pipeline
+        from flows.pipeline import Manner, run_pipeline
 
         wait()
-        status = run_pipeline(record, retries=options.retries)
+        status = run_pipeline(record, Manner(options.retries, options.retry_delay, options.parallel))
     if record.content["error"]:
         print(f"r1: {record.content['error']}", file=sys.stderr)
     if status is ExitStatus.INTERRUPTED or status is ExitStatus.FAILED:

@@ -1,10 +1,8 @@
-"""`r1 deploy`: what infra/prefect.yaml declares, registered for one recipe and one schedule."""
+"""`r1 deploy`: what infra/prefect.yaml declares, registered for one recipe and one schedule; GPU slots; automations."""
 
 import argparse
 import copy
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,105 +11,169 @@ from pydantic import ValidationError
 
 from flows.launch import ROOT
 from flows.prefect_home import point_at_server
+from flows.selection import select
 from stages.recipe import ResolvedRecipe, load_recipe
-from stages.store.errors import StageFailed, UserError
+from stages.store.errors import UserError
 from stages.store.files import write_bytes
 from stages.store.folders import Runs
 
 PREFECT_FILE = ROOT / "infra" / "prefect.yaml"
+IMAGE_FOLDER = "/srv/r1"
+"""Where the image has the clone; containers start there."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(options: argparse.Namespace) -> dict[str, Any]:
-    """Register the deployment, with its work pool where there is none yet; returns what was registered.
+    """Register what was asked for; returns what there is now.
 
-    Raises UserError for a wrong recipe, cron text or time zone and when no Prefect server is known; StageFailed when the
-    server refuses.
+    Raises UserError for a wrong recipe, stage, schedule or number of slots and when no Prefect server is known; StageFailed
+    when the server refuses.
     """
-    recipe = load_recipe(options.config, options.overrides)
-    Runs(recipe.runs).prepare()
-    document = _document(recipe, options)
-    deployment = document["deployments"][0]
-    file = recipe.runs / "prefect" / f"deploy-{deployment['name']}.yaml"
-    write_bytes(file, yaml.safe_dump(document, sort_keys=False).encode())
-    point_at_server(recipe.runs)
-    pool = deployment["work_pool"]["name"]
-    schedule = deployment["schedules"][0]
-    _check_schedule(schedule)
-    address = _make_pool(pool)
-    _prefect("deploy", "--prefect-file", str(file), "--all")
-    answer = {
-        "deployment": f"r1-config/{deployment['name']}",
-        "cron": schedule["cron"],
-        "timezone": schedule["timezone"],
-        "parameters": deployment["parameters"],
-        "work_pool": pool,
-        "api": address,
-        "worker": f"PREFECT_API_URL={address} prefect worker start --pool {pool}",
-    }
+    slots = dict(map(_slots, options.slots))
+    if options.config is None and not slots and not options.automations:
+        mend = "name a recipe, or --slots or --automations"
+        raise UserError("there is nothing to deploy", where="deploy", mend=mend)
+    answer: dict[str, Any] = {}
+    document = None
+    if options.config is None:
+        runs = Runs(Path("runs").absolute()).path
+    else:
+        recipe = load_recipe(options.config, options.overrides)
+        select(recipe, options.stage, options.stage)
+        runs = Runs(recipe.runs).prepare().path
+        document = deployment_document(recipe, options)
+    point_at_server(runs)
+    from flows import prefect_setup
+
+    address = prefect_setup.demand_server()
+    if slots:
+        answer["slots"] = prefect_setup.make_slots(slots)
+    if options.automations:
+        answer["automations"] = prefect_setup.make_automations()
+    if document is not None:
+        answer |= _deploy(document, runs, options, address)
     if not options.json:
-        print(f"{answer['deployment']}: {schedule['cron']} ({schedule['timezone']})\nits worker: {answer['worker']}")
+        _tell(answer)
     return answer
 
 
-def _document(recipe: ResolvedRecipe, options: argparse.Namespace) -> dict[str, Any]:
-    """infra/prefect.yaml with one deployment, which is that of this recipe; its paths start from the present folder."""
+def _deploy(document: dict[str, Any], runs: Path, options: argparse.Namespace, address: str) -> dict[str, Any]:
+    from flows import prefect_setup
+
+    deployment = document["deployments"][0]
+    for schedule in deployment["schedules"]:
+        _check_schedule(schedule)
+    file = runs / "prefect" / f"deploy-{deployment['name']}.yaml"
+    write_bytes(file, yaml.safe_dump(document, sort_keys=False).encode())
+    pool = deployment["work_pool"]["name"]
+    prefect_setup.make_pool(pool, options.pool_type)
+    prefect_setup.prefect("deploy", "--prefect-file", str(file), "--all")
+    schedule = deployment["schedules"][0] if deployment["schedules"] else {}
+    flow = "r1-stage" if options.stage else "r1-config"
+    worker = f"PREFECT_API_URL={address} prefect worker start --pool {pool}"
+    if options.pool_type == "process":
+        place = "" if runs == Path("runs").absolute() else f" --runs {runs}"
+        worker = f"r1 worker{place}" + ("" if pool == "r1" else f" --pool {pool}")
+    return {
+        "deployment": f"{flow}/{deployment['name']}",
+        "cron": schedule.get("cron"),
+        "interval": schedule.get("interval"),
+        "timezone": schedule.get("timezone"),
+        "parameters": deployment["parameters"],
+        "work_pool": pool,
+        "api": address,
+        "worker": worker,
+    }
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    for name, limit in answer.get("slots", {}).items():
+        print(f"slots: {limit} of `{name}` (a stage takes them with `compute: {{slots: {name}}}`)")
+    for name in answer.get("automations", ()):
+        print(f"automation: {name}")
+    if "deployment" in answer:
+        every = f"every {answer['interval']} s" if answer["interval"] else answer["cron"]
+        when = f"{every} ({answer['timezone']})" if every else "no schedule; start it from Prefect's page"
+        print(f"{answer['deployment']}: {when}\nits worker: {answer['worker']}")
+
+
+def deployment_document(recipe: ResolvedRecipe, options: argparse.Namespace) -> dict[str, Any]:
+    """infra/prefect.yaml with one deployment, which is that of this recipe.
+
+    In a process pool its paths start from the present folder, in the others from the image's.
+    """
     document: dict[str, Any] = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))
-    deployment = copy.deepcopy(document["deployments"][0])
-    schedule = {**deployment["schedules"][0], "slug": options.name or recipe.name}
-    schedule |= {key: value for key in ("cron", "timezone") if (value := getattr(options, key))}
+    declared, inside = document["deployments"], options.pool_type != "process"
+    if options.stage:
+        deployment = copy.deepcopy(next(item for item in declared if "stage" in item["parameters"]))
+    else:
+        file = Path(options.config).resolve()
+        same = (item for item in declared if (ROOT / item["parameters"]["config"]).resolve() == file)
+        deployment = copy.deepcopy(next(same, declared[0]))
+    name = options.name or "-".join(filter(None, [recipe.name, options.stage]))
     file, _, function = deployment["entrypoint"].partition(":")
     parameters = {
-        "config": str(Path(options.config).absolute()),
-        "overrides": [*options.overrides, f"runs={recipe.runs}"],
+        "config": _inside(options.config) if inside else str(Path(options.config).absolute()),
+        "overrides": [*options.overrides, *([] if inside else [f"runs={recipe.runs}"])],
+        "retries": options.retries,
+        "retry_delay": options.retry_delay,
+        **({"stage": options.stage} if options.stage else {"parallel": options.parallel}),
     }
     deployment |= {
-        "name": options.name or recipe.name,
-        "entrypoint": f"{ROOT / file}:{function}",
+        "name": name,
+        "entrypoint": deployment["entrypoint"] if inside else f"{ROOT / file}:{function}",
         "parameters": parameters,
-        "schedules": [schedule],
+        "schedules": _schedules(deployment["schedules"], name, options),
+        "work_pool": {"name": options.pool, "job_variables": document["definitions"][options.pool_type]},
     }
-    pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}]
-    return {**document, "pull": pull, "deployments": [deployment]}
+    directory = IMAGE_FOLDER if inside else str(Path.cwd())
+    pull = [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}]
+    return {"name": document["name"], "pull": pull, "deployments": [deployment]}
+
+
+def _inside(config: str) -> str:
+    try:
+        return str(Path(config).resolve().relative_to(ROOT))
+    except ValueError as error:
+        mend = f"put it below {ROOT / 'configs'} and build the image again"
+        raise UserError("the image has only what is in the clone", where=config, mend=mend) from error
+
+
+def _schedules(declared: list[dict[str, Any]], slug: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The one that the options name, otherwise those declared; a schedule that is asked for is a schedule that fires."""
+    if options.cron and options.interval:
+        raise UserError("a schedule is either --cron or --interval", where="deploy", mend="leave one out")
+    zone = options.timezone or (declared[0]["timezone"] if declared else "UTC")
+    if options.cron:
+        return [{"slug": slug, "cron": options.cron, "timezone": zone, "active": True}]
+    if options.interval:
+        return [{"slug": slug, "interval": _seconds(options.interval), "timezone": zone, "active": True}]
+    return [{**schedule, "slug": slug, "timezone": zone, "active": True} for schedule in declared[:1]]
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,8})([smhd]?)", text)
+    if match is None:
+        raise UserError(f"`{text}` is not valid", where="--interval", mend="for example 6h, 30m, 2d, or seconds")
+    return int(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _slots(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not name or not number.isdecimal():
+        raise UserError(f"`{text}` is not NAME=NUMBER", where="--slots", mend="for example --slots gpu=8")
+    return name, int(number)
 
 
 def _check_schedule(schedule: dict[str, Any]) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
-        CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        # An interval has a time zone too.
+        CronSchedule(cron=schedule.get("cron", "0 3 * * *"), timezone=schedule["timezone"])
     except ValidationError as error:
         first = error.errors()[0]
         option = "--timezone" if "timezone" in first["loc"] else "--cron"
         given = schedule["timezone" if option == "--timezone" else "cron"]
         mend = "for example --cron '0 3 * * *' --timezone Europe/Berlin"
         raise UserError(f"`{given}` is not valid", where=option, mend=mend) from error
-
-
-def _make_pool(name: str) -> str:
-    """Make the process work pool unless it is there; returns the server's address."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-    from prefect.settings import PREFECT_API_URL
-
-    address = PREFECT_API_URL.value()
-    if not address:
-        mend = "start `r1 up` in another terminal, or set PREFECT_API_URL"
-        raise UserError("no Prefect server is known, so nobody would run the schedule", where="PREFECT_API_URL", mend=mend)
-    with get_client(sync_client=True) as client:
-        if (error := client.api_healthcheck()) is not None:
-            raise StageFailed(f"the Prefect server at {address} does not answer ({error})")
-        try:
-            client.read_work_pool(name)
-        except ObjectNotFound:
-            _prefect("work-pool", "create", name, "--type", "process")
-    return str(address)
-
-
-def _prefect(*arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        said = " ".join((done.stderr.strip() or done.stdout.strip()).split())[-600:]
-        raise StageFailed(f"`prefect {arguments[0]}` failed: {said}")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +63,16 @@ def launch(
     on_line: Callable[[Line], None] = lambda _: None,
     *,
     command: list[str] | None = None,
+    share: int = 1,
+    variables: Mapping[str, str] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run one attempt of the stage whose config lies in `folder`, and wait for its end.
 
     `on_line` gets every journal line as it comes. `command` replaces the stage's own command (the attempt's folder is
-    appended). An exception in this process (a signal, say) ends the tree within about `grace_s` and then goes on.
+    appended). `share`: stages that may run at once, by which the cores are divided; `variables`: more of the environment. An
+    exception in this process (a signal, say, or one that `check`, which is called all the time, raises) ends the tree within
+    about `grace_s` and then goes on.
     """
     attempt = folder.new_attempt()
     journal, started = Follower(folder.journal), time.monotonic()
@@ -78,7 +83,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**_environment(compute), MARK_VARIABLE: str(attempt)},
+            env={**_environment(compute, share), **(variables or {}), MARK_VARIABLE: str(attempt)},
             start_new_session=True,
         )
         tree = ProcessTree(child.pid, mark=str(attempt), launcher=compute.processes > 1)
@@ -89,6 +94,7 @@ def launch(
                     for line in journal.new_lines():
                         on_line(line)
                 time.sleep(_POLL_SECONDS)
+                check()
                 complaint = watchdog.complaint()
         finally:
             # What hangs does not hear; its newest whole checkpoint stands.
@@ -115,8 +121,8 @@ def _command(folder: StageFolder, attempt: Path, processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", *rendezvous, *stage]
 
 
-def _environment(compute: Compute) -> dict[str, str]:
-    threads = str(compute.threads or max(1, cores() // compute.processes))
+def _environment(compute: Compute, share: int) -> dict[str, str]:
+    threads = str(compute.threads or max(1, cores() // (compute.processes * share)))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

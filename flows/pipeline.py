@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,24 +12,44 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
 
+from flows.artifacts import END_SECONDS, Artifacts
 from flows.prefect_server import AWAY_SECONDS, flush_events, server_address, server_answers, wait_for_server
-from flows.progress import Lines, Progress, on_standard_error
+from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.selection import select
-from flows.stage_task import TELLING_ERRORS, Work, stage_task
-from stages.recipe import ResolvedRecipe, load_recipe, resolve
-from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
+from flows.side_by_side import go_through
+from flows.stage_task import stage_task
+from flows.work import TELLING_ERRORS, Work
+from stages.recipe import ResolvedRecipe, resolve
+from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.folders import PipelineFolder
 
 FAILED_SECONDS = 30.0
 """How long a run that failed waits for a Prefect server that is away; its line says more than Prefect's page."""
 INTERRUPTED_SECONDS = 2.0
 """How long a run that has to end, waits for it."""
+LONGEST_DELAY = 600.0
+"""Seconds that the pause before a new attempt of a stage grows to."""
+JITTER = 0.5
+"""By this share of it a pause varies, so that runs that failed together don't all come back together."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED}
 
 
-def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
+@dataclass(frozen=True)
+class Manner:
+    """How a run goes through its stages."""
+
+    retries: int = 0
+    """New attempts of a stage that failed."""
+    retry_delay: float = 10.0
+    """Seconds before the first new attempt; each further pause is twice as long."""
+    parallel: int = 1
+    """Stages that may run at a time, where none needs another."""
+
+
+def run_pipeline(record: RunRecord, manner: Manner) -> ExitStatus:
     """Do what the record says, from wherever it stands, as one Prefect flow run; how it ended is in the record too.
 
     A failing or interrupted stage raises nothing; what nobody foresaw is raised as it is.
@@ -37,7 +58,8 @@ def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
         record.update(status="failed", error=f"the Prefect server at {server_address()} does not answer")
         return ExitStatus.FAILED
     try:
-        state = pipeline.with_options(flow_run_name=record.name)(str(record.folder.path), retries, return_state=True)
+        named = pipeline.with_options(flow_run_name=record.name)
+        state = named(str(record.folder.path), **asdict(manner), return_state=True)
     except (KeyboardInterrupt, TerminationSignal, Abort):
         # A second request must not interrupt the writing of this.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -53,42 +75,20 @@ def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
 
 
 @flow(name="r1", persist_result=False, validate_parameters=False)
-def pipeline(run: str, retries: int = 0) -> State[None]:
+def pipeline(run: str, retries: int, retry_delay: float, parallel: int) -> State[None]:
     """The recipe of an already recorded run; `run` is the folder under runs/pipelines/."""
     record = RunRecord.open(PipelineFolder(Path(run)))
     document = {**record.content["document"], "runs": str(Path(run).parents[1])}
-    return _run_and_report(record, resolve(document), retries)
+    return run_and_report(record, resolve(document), Manner(retries, retry_delay, parallel))
 
 
-@flow(name="r1-config", persist_result=False)
-def run_config(
-    config: str,
-    overrides: list[str] | None = None,
-    from_stage: str | None = None,
-    until_stage: str | None = None,
-    fresh: list[str] | None = None,
-    retries: int = 0,
-) -> State[None]:
-    """A recipe from its file: what deployments run. Paths start from the worker's working folder."""
-    try:
-        recipe = load_recipe(config, overrides)
-        select(recipe, from_stage, until_stage, fresh)
-        record = RunRecord.create(recipe, config, from_stage, until_stage, fresh)
-    except UserError as error:
-        return Failed(message=str(error))
-    try:
-        return _run_and_report(record, recipe, retries)
-    except Abort as signal_:
-        raise StageFailed(str(signal_)) from signal_  # a worker takes an Abort for a good end
-
-
-def _run_and_report(record: RunRecord, recipe: ResolvedRecipe, retries: int) -> State[None]:
+def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) -> State[None]:
     """Go through the stages; returns the state to report, once Prefect's server can be told.
 
     Raises Abort, with which Prefect's engine reports nothing, when it cannot.
     """
     try:
-        error = run_stages(record, recipe, on_standard_error(), retries)
+        error = run_stages(record, recipe, Artifacts(on_standard_error(), record), manner)
         if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
             flush_events(record.name)
             return Failed(message=str(error) or "interrupted") if error else Completed()
@@ -103,7 +103,7 @@ def _run_and_report(record: RunRecord, recipe: ResolvedRecipe, retries: int) -> 
     raise Abort(f"the Prefect server at {server_address()} does not answer")
 
 
-def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, retries: int) -> Exception | None:
+def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manner: Manner) -> Exception | None:
     """Go through the stages until one doesn't finish; its error is returned, and written into the record.
 
     What interrupts this process (a signal) is written into the record too and raised.
@@ -113,16 +113,12 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
     tracking: Any = None
     try:
         selection = select(recipe, content["from"], content["until"], content["fresh"])
-        tracking = _tracking(record, recipe, progress)
-        work = Work(recipe, record, progress, tracking, selection.fresh, selection.finished)
-        for name in selection.order:
-            run = stage_task.with_options(
-                name=name, task_run_name=name, retries=retries, retry_condition_fn=lambda *_: _retry(work.error)
-            )
-            state = run(work, name, return_state=True)
-            if work.error is not None:
-                raise work.error
-            state.result()
+        tracking = _tracking(record, recipe, page)
+        page.curves()
+        work = Work(recipe, record, page, tracking, selection, manner.parallel)
+        error = go_through(selection.order, work.needs, manner.parallel, lambda name: _stage(work, name, manner), work.floor)
+        if error is not None:
+            raise error
         status = "done"
     except TELLING_ERRORS as caught:
         error, said = caught, str(caught)
@@ -143,16 +139,29 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
                 record.stages[name]["mlflow_run_id"] = run_id
             record.update(models=results, mlflow={**record.content["mlflow"], **_ids(tracking)})
         record.update(status=status, error=said)
-        progress.close()
+        page.results()
+        page.close(INTERRUPTED_SECONDS if status == "interrupted" else END_SECONDS)
     return error
 
 
-def _retry(error: Exception | None) -> bool:
-    """A user's mistake stays one however often it is tried."""
-    return not isinstance(error, UserError)
+def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
+    """One stage, with its retries; the error that ended it, if any."""
+    delays = exponential_backoff(manner.retry_delay)(manner.retries)
+    run = stage_task.with_options(
+        name=name,
+        task_run_name=name,
+        retries=manner.retries,
+        retry_delay_seconds=[min(delay, LONGEST_DELAY) for delay in delays] or 0,
+        retry_jitter_factor=JITTER,
+        retry_condition_fn=lambda *_: work.retries(name),
+    )
+    state = run(work, name, return_state=True)
+    if (error := work.errors.get(name)) is None:
+        state.result()
+    return error
 
 
-def _tracking(record: RunRecord, recipe: ResolvedRecipe, progress: Progress) -> Any:
+def _tracking(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts) -> Any:
     from stages.tracking.mlflow_runs import PipelineTracking, default_uri
 
     uri = recipe.tracking.uri or default_uri(recipe.runs)
@@ -169,7 +178,7 @@ def _tracking(record: RunRecord, recipe: ResolvedRecipe, progress: Progress) -> 
         document=record.content["document"],
         tags=tags,
         identity=f"{record.name} {record.content['started']}",
-        note=progress.note,
+        note=page.note,
     )
     record.update(mlflow={"tracking_uri": uri, "experiment": experiment, **_ids(tracking)})
     return tracking

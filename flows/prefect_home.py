@@ -19,10 +19,11 @@ _DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(START_SECONDS)),
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "DO_NOT_TRACK": "1",
 }
-# A run of its own needs no schedules: what is left records the run's states and events.
-_IDLE = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "REPOSSESSOR", "TRIGGERS")
+# A run of its own needs no schedules: what is left records the run's states and events, and frees slots of killed runs.
+_IDLE = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "TRIGGERS")
 
 
 @contextlib.contextmanager
@@ -97,6 +98,8 @@ def server_arguments(port: int, *, ui: bool) -> list[str]:
 def server_environment(runs: Path) -> dict[str, str]:
     """The environment of a Prefect server that keeps its database in the runs folder."""
     own = {"PREFECT_HOME": str(home(runs)), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    # In memory, where Prefect keeps who holds which slots, a restart forgets it, and the slots are never free again.
+    own["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     ours = ("PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_LOGGING_INTERNAL_LEVEL")
     inherited = {k: v for k, v in os.environ.items() if k not in ours}
     return {**inherited, **own}

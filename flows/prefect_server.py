@@ -5,11 +5,12 @@ it has a new connection. What the client asks itself is tried six times within a
 once that fails at a run's end, the engine reports a failure in its place. So we ask before it does.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
@@ -28,14 +29,21 @@ def server_address() -> str:
     return PREFECT_API_URL.value() or ""
 
 
-def server_answers(seconds: float = ATTEMPT_SECONDS) -> bool:
-    """Whether the server answers within so many seconds; one attempt. One that Prefect starts by itself counts as there."""
-    if not server_address():
-        return True
+@contextlib.contextmanager
+def impatient_client(seconds: float = ATTEMPT_SECONDS) -> Iterator[SyncPrefectClient]:
+    """A client that asks once and waits so many seconds for the answer; Prefect's own tries six times within a minute."""
     with (
         temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(httpx_settings={"timeout": httpx.Timeout(seconds)}, sync_client=True) as client,
     ):
+        yield client
+
+
+def server_answers(seconds: float = ATTEMPT_SECONDS) -> bool:
+    """Whether the server answers within so many seconds; one attempt. One that Prefect starts by itself counts as there."""
+    if not server_address():
+        return True
+    with impatient_client(seconds) as client:
         error = client.api_healthcheck()
     return error is None or (isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500)
 

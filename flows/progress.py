@@ -25,8 +25,8 @@ class Progress(Protocol):
     def begin(self, stage: str, kind: str) -> None:
         """A stage begins."""
 
-    def line(self, line: Line) -> None:
-        """A step of the stage that runs has finished."""
+    def line(self, stage: str, line: Line) -> None:
+        """A step of a stage that runs has finished."""
 
     def end(self, stage: str, status: str, seconds: float | None) -> None:
         """The stage has ended."""
@@ -46,11 +46,11 @@ def figures(line: Line) -> str:
 
 
 class Lines:
-    """Plain lines, at most one in ten seconds while a stage runs."""
+    """Plain lines, for each stage at most one in ten seconds while it runs."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
-        self._stage, self._next = "", 0.0
+        self._next = dict[str, float]()
 
     def note(self, text: str) -> None:
         """Say something about the run."""
@@ -58,14 +58,14 @@ class Lines:
 
     def begin(self, stage: str, kind: str) -> None:
         """A stage begins."""
-        self._stage, self._next = stage, time.monotonic() + _LINE_SECONDS
+        self._next[stage] = time.monotonic() + _LINE_SECONDS
         self._write(f"{stage}: {kind} starts")
 
-    def line(self, line: Line) -> None:
-        """A step of the stage that runs has finished."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_SECONDS
-            self._write(f"{self._stage}: {line.step}/{line.of}  {figures(line)}".rstrip())
+    def line(self, stage: str, line: Line) -> None:
+        """A step of a stage that runs has finished."""
+        if time.monotonic() >= self._next.get(stage, 0.0):
+            self._next[stage] = time.monotonic() + _LINE_SECONDS
+            self._write(f"{stage}: {line.step}/{line.of}  {figures(line)}".rstrip())
 
     def end(self, stage: str, status: str, seconds: float | None) -> None:
         """The stage has ended."""
@@ -92,7 +92,7 @@ class Bars:
         )
         self._rich = RichProgress(*columns, console=Console(stderr=True))
         self._rich.start()
-        self._task: TaskID | None = None
+        self._tasks = dict[str, TaskID]()
 
     def note(self, text: str) -> None:
         """Say something about the run."""
@@ -100,18 +100,17 @@ class Bars:
 
     def begin(self, stage: str, kind: str) -> None:  # noqa: ARG002 - a bar has no room for the kind
         """A stage begins."""
-        self._task = self._rich.add_task(stage, total=None, figures="")
+        self._tasks[stage] = self._rich.add_task(stage, total=None, figures="")
 
-    def line(self, line: Line) -> None:
-        """A step of the stage that runs has finished."""
-        if self._task is not None:
-            self._rich.update(self._task, completed=line.step, total=line.of, figures=figures(line))
+    def line(self, stage: str, line: Line) -> None:
+        """A step of a stage that runs has finished."""
+        if stage in self._tasks:
+            self._rich.update(self._tasks[stage], completed=line.step, total=line.of, figures=figures(line))
 
     def end(self, stage: str, status: str, seconds: float | None) -> None:
         """The stage has ended: its bar gives way to a line."""
-        if self._task is not None:
-            self._rich.remove_task(self._task)
-            self._task = None
+        if stage in self._tasks:
+            self._rich.remove_task(self._tasks.pop(stage))
         took = f" after {seconds:.1f} s" if seconds is not None else ""
         self._rich.console.print(f"{stage}: {status}{took}", markup=False, highlight=False)
 

@@ -6,6 +6,7 @@ It is written after every change, so a resumed run knows everything from it.
 import datetime as dt
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class RunRecord:
     def __init__(self, folder: PipelineFolder, content: dict[str, Any]) -> None:
         self.folder = folder
         self.content = content
+        self._lock = threading.Lock()  # stages side by side write into one record
 
     @classmethod
     def create(
@@ -129,13 +131,15 @@ class RunRecord:
 
     def update(self, **facts: Any) -> None:
         """Change facts of the run and write them."""
-        self.content.update(facts)
-        self.folder.write(self.content)
+        with self._lock:
+            self.content.update(facts)
+            self.folder.write(self.content)
 
     def stage(self, name: str, **facts: Any) -> None:
         """Change facts of a stage and write them."""
-        self.stages[name].update(facts)
-        self.folder.write(self.content)
+        with self._lock:
+            self.stages[name].update(facts)
+            self.folder.write(self.content)
 
     def status(self) -> str:
         """`done`, `failed`, `interrupted`, `running`; a run whose process is gone counts as `killed`."""

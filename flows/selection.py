@@ -28,12 +28,12 @@ def select(
     "Before" and "after" mean needs: `--from` demands that all that the stage needs is finished, `--until` runs the stage
     and what it needs. Raises UserError for a name the recipe doesn't have, and for a range without stages.
     """
-    needs = _needs(recipe)
+    needed = needs(recipe)
     order = list(recipe.stages)
     finished: set[str] = set()
     if until_stage is not None:
         wanted = _expand(recipe, until_stage, "--until")
-        kept = wanted | {need for name in wanted for need in needs[name]}
+        kept = wanted | {need for name in wanted for need in needed[name]}
         order = [name for name in order if name in kept]
     if from_stage is not None:
         first = _expand(recipe, from_stage, "--from")
@@ -41,20 +41,20 @@ def select(
             raise UserError(
                 f"`{until_stage}` doesn't need `{from_stage}`", where="--from", mend="swap --from and --until, or drop one"
             )
-        finished = {need for name in first for need in needs[name]} - first
+        finished = {need for name in first for need in needed[name]} - first
     again = {name for text in fresh or [] for name in _expand(recipe, text, "--fresh")}
     if clash := sorted(again & finished):
         raise UserError(f"`{clash[0]}` comes before --from", where="--fresh", mend=f"use --from {clash[0]}")
     return Selection(order=order, finished=finished & set(order), fresh=again & set(order))
 
 
-def _needs(recipe: ResolvedRecipe) -> dict[str, set[str]]:
+def needs(recipe: ResolvedRecipe) -> dict[str, set[str]]:
     """Stage -> every stage it needs, directly or not."""
-    needs: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for name, config in recipe.stages.items():  # in running order: inputs come first
         direct = {target for target, _ in stage_inputs(config).values()}
-        needs[name] = direct | {further for target in direct for further in needs[target]}
-    return needs
+        found[name] = direct | {further for target in direct for further in found[target]}
+    return found
 
 
 def _expand(recipe: ResolvedRecipe, name: str, where: str) -> set[str]:

@@ -38,8 +38,9 @@ def serve(runs: Runs, prefect_port: int, mlflow_port: int, *, as_json: bool) -> 
         if as_json:
             print_json(facts)
         else:
-            print(f"Prefect  {addresses['prefect']}  (a worker: PREFECT_API_URL={facts['prefect']['api']} ", end="")
-            print(f"prefect worker start --pool r1)\nMLflow   {addresses['mlflow']}\nCtrl-C stops both.", flush=True)
+            place = "" if runs.path == Path("runs").absolute() else f" --runs {runs.path}"
+            print(f"Prefect  {addresses['prefect']}  (a worker: `r1 worker{place}`)", end="")
+            print(f"\nMLflow   {addresses['mlflow']}\nCtrl-C stops both.", flush=True)
         while True:
             time.sleep(0.5)
             for server in servers.values():

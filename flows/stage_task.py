@@ -3,10 +3,11 @@
 Prefect's own caches look at task source and arguments; the truth here is the manifest, so the task has none.
 """
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,41 +17,16 @@ from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from flows.launch import Outcome, launch
-from flows.progress import Progress
-from flows.record import RunRecord
+from flows.side_by_side import share
+from flows.slots import hold_slots
+from flows.work import TELLING_ERRORS, Finished, Work
 from stages.kinds import stage_kind
-from stages.recipe import ResolvedRecipe
 from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
 from stages.store.errors import RESUME, ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.files import digest_path, read_json, write_json
-from stages.store.folders import Runs, StageFolder
+from stages.store.folders import StageFolder
 from stages.store.locks import hold
 from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint, verify_manifest
-
-TELLING_ERRORS = (UserError, StageFailed, Interrupted)
-"""Errors that end a run with one line; any other is a mistake of ours and keeps its traceback."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished stage, as its successors see it."""
-
-    folder: StageFolder
-    manifest: Manifest
-
-
-class Work:
-    """What the stages of one run share. Not a dataclass: Prefect would walk through its fields."""
-
-    def __init__(
-        self, recipe: ResolvedRecipe, record: RunRecord, progress: Progress, tracking: Any, fresh: set[str], needed: set[str]
-    ) -> None:
-        """`fresh`: stages to compute again; `needed`: stages that must be finished already."""
-        self.recipe, self.record, self.progress, self.tracking = recipe, record, progress, tracking
-        self.fresh, self.needed = fresh, needed
-        self.runs = Runs(recipe.runs)
-        self.finished: dict[str, Finished] = {}
-        self.error: Exception | None = None
 
 
 def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> StageRecord:
@@ -92,11 +68,11 @@ def _checkpoint_digest(path: Path, role: str, stage: str) -> str:
 @task(cache_policy=NO_CACHE, persist_result=False, log_prints=False)
 def stage_task(work: Work, name: str) -> State[None]:
     """Bring one stage to its verified end. A failure that can be told in one line becomes a Failed state, not a traceback."""
-    work.error = None
+    work.errors.pop(name, None)
     try:
         status = finish_stage(work, name)
     except TELLING_ERRORS as error:
-        work.error = error
+        work.errors[name] = error
         return Failed(message=str(error) or "interrupted")
     return Completed(message=status)
 
@@ -110,16 +86,20 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
     record = stage_record(config, work.finished)
     folder = _folder(work, name, record)
     work.record.stage(name, folder=str(folder.path), fingerprint=record.fingerprint)
-    with hold(folder, work.progress.note):
+    with hold(folder, work.progress.note, work.floor.check):
         manifest = verify_manifest(folder, record.fingerprint)
         if manifest is not None:
             _reuse(work, name, folder, manifest)
             return "reused"
-        if name in work.needed:
+        if name in work.selection.finished:
             mend = f"leave out --from, or run `--until {name}` first"
             raise UserError(f"stage `{name}` isn't finished, so nothing can start after it", where="--from", mend=mend)
         _write_record(folder, record)
-        manifest = _compute(work, name, folder, record)
+        compute, floor = work.recipe.stages[name].compute, work.floor
+        # Whoever waits for slots or devices holds the folder's lock already: it will be able to use them.
+        slots = hold_slots(compute.slots, compute.processes, work.progress.note, floor.pause)
+        with slots, work.devices.take(compute, floor.pause) as variables, floor:
+            manifest = _compute(work, name, folder, record, variables)
     work.finished[name] = Finished(folder, manifest)
     return "done"
 
@@ -129,7 +109,7 @@ def _folder(work: Work, name: str, record: StageRecord) -> StageFolder:
     earlier = work.record.stages[name]
     if earlier["folder"] and earlier["fingerprint"] == record.fingerprint:
         return StageFolder(work.runs.path / "stages" / Path(earlier["folder"]).name)
-    return work.runs.stage(record.kind, record.fingerprint, fresh=name in work.fresh)
+    return work.runs.stage(record.kind, record.fingerprint, fresh=name in work.selection.fresh)
 
 
 def _write_record(folder: StageFolder, record: StageRecord) -> None:
@@ -158,15 +138,22 @@ def _reuse(work: Work, name: str, folder: StageFolder, manifest: Manifest) -> No
     work.progress.end(name, "finished before, reused", None)
 
 
-def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) -> Manifest:
-    config = work.recipe.stages[name]
+def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, variables: Mapping[str, str]) -> Manifest:
+    compute = work.recipe.stages[name].compute
     tracked = work.tracking.stage(name, folder, work.record.stages[name]["mlflow_run_id"], tags=_tags())
     work.record.stage(name, status="running", mlflow_run_id=tracked.run_id or None)
     work.progress.begin(name, record.kind)
     ending: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     manifest: Manifest | None = None
     try:
-        outcome = launch(folder, config.compute, on_line=work.progress.line)
+        outcome = launch(
+            folder,
+            compute,
+            on_line=functools.partial(work.progress.line, name),
+            share=share(name, work.selection.order, work.needs, work.parallel),
+            variables=variables,
+            check=work.floor.check,
+        )
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
         manifest = _believe(name, folder, record, _named(outcome, work))
         ending = "FINISHED"

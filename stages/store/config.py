@@ -71,6 +71,9 @@ class Compute(Config):
     """The training step of which a trace is written into the stage's folder (for chrome://tracing or Perfetto); null: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when PyTorch sees it."""
+    slots: str | None = Field(default=None, min_length=1)
+    """Prefect global concurrency limit of which the stage holds as many slots as it has processes while it runs, so that
+    pipelines that share GPUs wait for each other; null: none. `r1 deploy --slots gpu=8` makes one of eight."""
     frozen_s: float = Field(default=120.0, gt=0)
     """Seconds that a process may give no sign of life before the stage is ended (a sign comes every two)."""
     silent_s: float = Field(default=1800.0, gt=0)

@@ -22,10 +22,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def hold(folder: StageFolder, waiting: Callable[[str], None]) -> Iterator[None]:
+def hold(folder: StageFolder, waiting: Callable[[str], None], check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the folder's lock. While another owner has it, `waiting` is told once who, and this call waits.
 
-    Raises UserError on a file system without locks, where two pipelines could not be kept apart.
+    `check` is called every second of the wait, and may raise to end it. Raises UserError on a file system without locks,
+    where two pipelines could not be kept apart.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     _demand_locks(folder)
@@ -34,7 +35,10 @@ def hold(folder: StageFolder, waiting: Callable[[str], None]) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         waiting(f"waiting for {folder.path.name}, held by {_owner(folder)}")
-        lock.acquire()
+        while not lock.is_locked:
+            check()
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=1.0)
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         yield

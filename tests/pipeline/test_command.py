@@ -39,7 +39,7 @@ def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> Non
 
 def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = r1("run", recipe, "--set", f"stages.other.path={tmp_path / 'empty'}", "--json")
+    done = r1("run", recipe, "--set", f"stages.other.path={tmp_path / 'empty'}", "--retries", "2", "--json")
     assert done.returncode == 2
     document = json.loads(done.stdout)
     assert document["status"] == "mistake"
@@ -47,6 +47,7 @@ def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path:
     base, other = document["stages"]
     assert base["status"] in ("reused", "done")  # reused when the test above ran
     assert other["status"] == "failed"
+    assert [attempt.name for attempt in Path(other["folder"], "attempts").iterdir()] == ["1"]  # a mistake is not tried again
     assert "Traceback" not in done.stderr
     assert "r1: stage `other`: " in done.stderr
 

@@ -9,7 +9,9 @@ import pytest
 
 from flows.progress import Lines
 from flows.record import RunRecord
-from flows.stage_task import Work, finish_stage, stage_record
+from flows.selection import Selection
+from flows.stage_task import finish_stage, stage_record
+from flows.work import Work
 from stages.recipe import load_recipe
 from stages.store.errors import UserError
 from stages.store.files import read_json
@@ -35,7 +37,8 @@ def own(recipe: Path, tmp_path: Path) -> Path:
 def work(recipe: Path, *, fresh: set[str] | None = None, needed: set[str] | None = None) -> Work:
     resolved = load_recipe(recipe)
     record = RunRecord.create(resolved, str(recipe))
-    return Work(resolved, record, Lines(lambda _: None), NoTracking(), fresh or set(), needed or set())
+    selection = Selection(order=list(resolved.stages), finished=needed or set(), fresh=fresh or set())
+    return Work(resolved, record, Lines(lambda _: None), NoTracking(), selection)
 
 
 def test_what_must_be_finished_and_is_not_is_named(own: Path) -> None:

@@ -129,7 +129,19 @@ def test_again_everything_is_reused_and_another_evaluation_runs_alone(run: dict[
 @pytest.mark.slow
 def test_a_retry_of_the_run_itself_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    options = ["--until", "zero", "--retries", "2", "--json", "--set", f"runs={runs}", "--set", "stages.zero.steps=30"]
+    options = [
+        "--until",
+        "zero",
+        "--retries",
+        "2",
+        "--retry-delay",
+        "1",
+        "--json",
+        "--set",
+        f"runs={runs}",
+        "--set",
+        "stages.zero.steps=30",
+    ]
     command = [sys.executable, "-m", "flows.cli", "run", str(TINY), *options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
 

@@ -1,0 +1,51 @@
+"""What the stages of one run share while it goes on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows.devices import Devices
+from flows.progress import Progress
+from flows.record import RunRecord
+from flows.selection import Selection, needs
+from flows.side_by_side import Floor
+from stages.recipe import ResolvedRecipe
+from stages.store.errors import Interrupted, StageFailed, UserError
+from stages.store.folders import Runs, StageFolder
+from stages.store.manifest import Manifest
+
+TELLING_ERRORS = (UserError, StageFailed, Interrupted)
+"""Errors that end a run with one line; any other is a mistake of ours and keeps its traceback."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage, as its successors see it."""
+
+    folder: StageFolder
+    manifest: Manifest
+
+
+class Work:
+    """Not a dataclass: Prefect would walk through its fields."""
+
+    def __init__(
+        self,
+        recipe: ResolvedRecipe,
+        record: RunRecord,
+        progress: Progress,
+        tracking: Any,
+        selection: Selection,
+        parallel: int = 1,
+    ) -> None:
+        """`parallel`: how many stages may run at a time."""
+        self.recipe, self.record, self.progress, self.tracking = recipe, record, progress, tracking
+        self.selection, self.parallel = selection, parallel
+        self.runs, self.needs = Runs(recipe.runs), needs(recipe)
+        self.floor, self.devices = Floor(), Devices(parallel)
+        self.finished: dict[str, Finished] = {}
+        self.errors: dict[str, Exception] = {}
+        """Stage -> why it ended, if it did not end well."""
+
+    def retries(self, name: str) -> bool:
+        """Whether a stage that has not ended well may be tried again: a user's mistake stays one however often it is tried."""
+        return not (self.floor.stopped() or isinstance(self.errors.get(name), UserError))
