@@ -93,6 +93,8 @@ def _make_pool(name: str) -> str:
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_URL
 
+    from flows.prefect_server import demand_access
+
     address = PREFECT_API_URL.value()
     if not address:
         mend = "start `r1 up` in another terminal, or set PREFECT_API_URL"
@@ -100,6 +102,7 @@ def _make_pool(name: str) -> str:
     with get_client(sync_client=True) as client:
         if (error := client.api_healthcheck()) is not None:
             raise StageFailed(f"the Prefect server at {address} does not answer ({error})")
+        demand_access()
         try:
             client.read_work_pool(name)
         except ObjectNotFound:
