@@ -65,9 +65,7 @@ class Access:
             own["PREFECT_SERVER_API_AUTH_STRING"] = self.prefect
         return {**{k: v for k, v in inherited.items() if k not in _MLFLOW_SECRETS}, **own}
 
-    def mlflow_environment(
-        self, inherited: Mapping[str, str], port: int, databases: Databases, folder: Path
-    ) -> dict[str, str]:
+    def mlflow_environment(self, inherited: Mapping[str, str], port: int, databases: Databases, folder: Path) -> dict[str, str]:
         """The environment of the MLflow server, without Prefect's secrets; a settings file for it is written into `folder`."""
         own = {k: v for k, v in inherited.items() if k not in (*_PREFECT_SECRETS, *_MLFLOW_SECRETS)}
         if self.names:

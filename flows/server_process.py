@@ -122,4 +122,6 @@ def demand_free(host: str, port: int, option: str) -> None:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise UserError(f"`{host}` is not an address of this machine", where="--host") from error
-            raise UserError(f"port {port} cannot be used ({error.strerror})", where=option, mend="choose another port") from error
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror})", where=option, mend="choose another port"
+            ) from error
