@@ -94,7 +94,7 @@ class Access:
         """
         questions = (
             ("Prefect", f"{prefect}/api/admin/version", self.prefect, "PREFECT_API_AUTH_STRING"),
-            ("MLflow", f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", self.mlflow, ""),
+            ("MLflow", f"{mlflow}/api/2.0/mlflow/users/current", self.mlflow, "MLFLOW_TRACKING_PASSWORD"),
         )
         for what, question, login, variable in questions:
             if login is None:
@@ -103,8 +103,7 @@ class Access:
                 raise StageFailed(f"the {what} server does not ask for credentials (status {status}), so it is stopped")
             if (status := _status(question, login)) == http.HTTPStatus.UNAUTHORIZED:
                 mend = "MLflow keeps the password of its first start: use that one, or change it through MLflow's users API"
-                where = variable or "MLFLOW_TRACKING_PASSWORD"
-                raise UserError(f"the {what} server does not take these credentials", where=where, mend=mend)
+                raise UserError(f"the {what} server does not take these credentials", where=variable, mend=mend)
             if status != http.HTTPStatus.OK:
                 raise StageFailed(f"the {what} server answers with status {status}, so it is stopped")
 

@@ -41,19 +41,24 @@ def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
             env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True,
         )
-    until = time.monotonic() + 2 * START_SECONDS
     try:
-        while (facts := running_servers(runs)) is None:
-            if process.poll() is not None:
-                _raise_its_error(answer, log)
-            if time.monotonic() > until:
-                raise StageFailed(f"the servers do not answer within {2 * START_SECONDS:.0f} s; the log is {log}")
-            time.sleep(0.2)
+        facts = _wait(process, runs, answer, log)
     except BaseException:
         process.terminate()
         raise
     if not options.json:
         print(told(facts), f"`r1 down --runs {options.runs}` stops both.", sep="\n")
+    return facts
+
+
+def _wait(process: subprocess.Popen[bytes], runs: Path, answer: Path, log: Path) -> dict[str, Any]:
+    until = time.monotonic() + 2 * START_SECONDS
+    while (facts := running_servers(runs)) is None:
+        if process.poll() is not None:
+            _raise_its_error(answer, log)
+        if time.monotonic() > until:
+            raise StageFailed(f"the servers do not answer within {2 * START_SECONDS:.0f} s; the log is {log}")
+        time.sleep(0.2)
     return facts
 
 

@@ -36,13 +36,13 @@ def up(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None]:
     demand_free(options.host, options.mlflow_port, "--mlflow-port")
     if options.prefect_port == options.mlflow_port:
         raise UserError(f"port {options.mlflow_port} is named twice", where="--mlflow-port", mend="choose another port")
+    databases = in_folder(runs.path)
+    if options.postgres is not None:
+        databases = in_postgres(options.postgres, options.prefect_database, options.mlflow_database)
     if options.detach:
         from flows.detached import start
 
         return ExitStatus.DONE, start(options, runs.path)
-    databases = in_folder(runs.path)
-    if options.postgres is not None:
-        databases = in_postgres(options.postgres, options.prefect_database, options.mlflow_database)
     _serve(runs.path, {"prefect": options.prefect_port, "mlflow": options.mlflow_port}, allowed, databases, options.json)
     return ExitStatus.DONE, None
 

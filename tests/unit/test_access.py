@@ -98,7 +98,7 @@ def test_addresses_that_are_refused(address: str, names: tuple[str, str], said: 
 
 def test_a_postgres_that_is_not_there() -> None:
     pytest.importorskip("psycopg2")
-    with pytest.raises(UserError, match="--postgres: PostgreSQL cannot be used .*refused"):
+    with pytest.raises(UserError, match=r"--postgres: PostgreSQL cannot be used .*refused"):
         in_postgres(f"postgresql://me@127.0.0.1:{free_port()}/", "a", "b")
 
 
@@ -109,7 +109,7 @@ def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_of_another_machine() -> None:
-    with pytest.raises(UserError, match="--host: `192.0.2.1` is not an address of this machine"):
+    with pytest.raises(UserError, match=r"--host: `192\.0\.2\.1` is not an address of this machine"):
         demand_free("192.0.2.1", free_port(), "--prefect-port")
     with pytest.raises(UserError, match="--host: `no such host` is no address"):
         demand_free("no such host", 1, "--prefect-port")
