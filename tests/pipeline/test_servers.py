@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.record import alive
 from flows.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, refused
@@ -46,7 +47,7 @@ def servers(runs: Path, *options: object, **variables: str) -> Iterator[dict[str
         ended = command("down", "--runs", runs)
     assert ended.returncode == 0, ended.stderr
     assert not (runs / "servers.json").exists()
-    assert not any(psutil.pid_exists(facts[name]["pid"]) for name in ("up", "prefect", "mlflow"))
+    assert not any(alive(facts[name]["pid"], facts[name]["born"]) for name in ("up", "prefect", "mlflow"))
 
 
 def status(address: str, login: str | None = None, data: bytes | None = None, **headers: str) -> int:
