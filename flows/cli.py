@@ -19,7 +19,8 @@ COMMANDS = {
     "stage": "flows.commands:stage",
     "status": "flows.commands:status",
     "compare": "flows.commands:compare",
-    "up": "flows.commands:up",
+    "up": "flows.servers:up",
+    "down": "flows.detached:down",
     "deploy": "flows.commands:deploy",
     "worker": "flows.worker:work",
     "doctor": "flows.commands:doctor",
@@ -89,9 +90,8 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
-    up = command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place)
-    up.add_argument("--prefect-port", type=int, default=4200)
-    up.add_argument("--mlflow-port", type=int, default=5000)
+    _servers(command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place))
+    command("down", "Stop the servers of `r1 up`.", place)
     deploy = command("deploy", "Register a schedule for a recipe with Prefect.", tries)
     deploy.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
     deploy.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
@@ -114,6 +114,18 @@ def parser() -> argparse.ArgumentParser:
     command("doctor", "What works on this machine.", place)
     command("schema", "JSON schema of recipes.")
     return top
+
+
+def _servers(up: _Parser) -> None:
+    up.add_argument("--prefect-port", metavar="PORT", type=int, default=4200)
+    up.add_argument("--mlflow-port", metavar="PORT", type=int, default=5000)
+    up.add_argument("--detach", action="store_true", help="leave them running; `r1 down` stops them")
+    up.add_argument("--postgres", metavar="URL", help="keep both databases there, for example postgresql://me@127.0.0.1/")
+    up.add_argument("--prefect-database", metavar="NAME", default="r1_prefect", help="its name there (default: r1_prefect)")
+    up.add_argument("--mlflow-database", metavar="NAME", default="r1_mlflow", help="its name there (default: r1_mlflow)")
+    up.add_argument("--host", default="127.0.0.1", help="the address to listen on; others than loopback need credentials")
+    up.add_argument("--allowed-hosts", metavar="NAMES", help="names, separated by commas, by which MLflow may be called")
+    up.add_argument("--auth", action="store_true", help="ask for credentials on loopback too")
 
 
 def _profiled(text: str) -> str:

@@ -164,13 +164,6 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def up(options: argparse.Namespace) -> Answer:
-    """`r1 up`."""
-    from flows.servers import serve
-
-    return serve(runs_of(options).prepare(), options.prefect_port, options.mlflow_port, as_json=options.json)
-
-
 def deploy(options: argparse.Namespace) -> Answer:
     """`r1 deploy`."""
     from flows.deploy import register

@@ -15,7 +15,8 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.artifacts import END_SECONDS, Artifacts
-from flows.prefect_server import AWAY_SECONDS, flush_events, server_address, server_answers, wait_for_server
+from flows.prefect_home import mlflow_server
+from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.selection import select
@@ -57,6 +58,11 @@ def run_pipeline(record: RunRecord, manner: Manner) -> ExitStatus:
     if not wait_for_server(AWAY_SECONDS, Lines().note):
         record.update(status="failed", error=f"the Prefect server at {server_address()} does not answer")
         return ExitStatus.FAILED
+    try:
+        demand_access()
+    except UserError as error:
+        record.update(status="mistake", error=str(error))
+        return ExitStatus.MISTAKE
     try:
         named = pipeline.with_options(flow_run_name=record.name)
         state = named(str(record.folder.path), **asdict(manner), return_state=True)
@@ -164,7 +170,7 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
 def _tracking(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts) -> Any:
     from stages.tracking.mlflow_runs import PipelineTracking, default_uri
 
-    uri = recipe.tracking.uri or default_uri(recipe.runs)
+    uri = recipe.tracking.uri or mlflow_server(recipe.runs) or _earlier_server(record) or default_uri(recipe.runs)
     experiment = recipe.tracking.experiment or recipe.name
     tags = {"config_file": str(record.content["config_file"])}
     if flow_run.id:
@@ -182,6 +188,12 @@ def _tracking(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts) -> Any
     )
     record.update(mlflow={"tracking_uri": uri, "experiment": experiment, **_ids(tracking)})
     return tracking
+
+
+def _earlier_server(record: RunRecord) -> str | None:
+    """The MLflow server that a continued run was recorded by; a file would have moved with the runs folder."""
+    uri: str | None = record.content["mlflow"]["tracking_uri"]
+    return uri if uri and uri.startswith(("http://", "https://")) else None
 
 
 def _ids(tracking: Any) -> dict[str, str | None]:

@@ -84,15 +84,29 @@ def running_servers(runs: Path) -> dict[str, Any] | None:
 
     try:
         servers: dict[str, Any] = read_json(runs / "servers.json")
-        living = all(alive(servers[name]["pid"], servers[name]["born"]) for name in ("prefect", "mlflow"))
+        living = all(alive(servers[name]["pid"], servers[name]["born"]) for name in ("prefect", "mlflow", "up"))
     except (OSError, ValueError, KeyError):
         return None
     return servers if living else None
 
 
-def server_arguments(port: int, *, ui: bool) -> list[str]:
-    """Arguments of `prefect` that start a server on loopback."""
-    return ["--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--ui" if ui else "--no-ui"]
+def mlflow_server(runs: Path) -> str | None:
+    """Address of the MLflow server that runs are to be recorded by; None: the database in the runs folder.
+
+    In order: what the user chose (MLFLOW_TRACKING_URI), then the server of `r1 up`, if its records are not in this folder.
+    """
+    if chosen := os.environ.get("MLFLOW_TRACKING_URI"):
+        return chosen
+    servers = running_servers(runs)
+    if servers is None or servers["store"] == "sqlite":
+        return None
+    address: str = servers["mlflow"]["address"]
+    return address
+
+
+def server_arguments(port: int, *, ui: bool, host: str = "127.0.0.1") -> list[str]:
+    """Arguments of `prefect` that start a server, on loopback unless told otherwise."""
+    return ["--no-prompt", "server", "start", "--host", host, "--port", str(port), "--ui" if ui else "--no-ui"]
 
 
 def server_environment(runs: Path) -> dict[str, str]:

@@ -16,6 +16,8 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from stages.store.errors import UserError
+
 AWAY_SECONDS = 300.0
 """How long a run waits for a server that is away, before its flow begins and when its stages are done."""
 ATTEMPT_SECONDS = 5.0
@@ -46,6 +48,20 @@ def server_answers(seconds: float = ATTEMPT_SECONDS) -> bool:
     with impatient_client(seconds) as client:
         error = client.api_healthcheck()
     return error is None or (isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500)
+
+
+def demand_access() -> None:
+    """Raises UserError when the server answers and does not take our credentials. One that is away is no matter of this."""
+    with get_client(httpx_settings={"timeout": httpx.Timeout(ATTEMPT_SECONDS)}, sync_client=True) as client:
+        try:
+            client.api_version()
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                what = f"the Prefect server at {server_address()} does not take these credentials"
+                mend = "set it to the user:password that the server was started with"
+                raise UserError(what, where="PREFECT_API_AUTH_STRING", mend=mend) from error
+        except httpx.HTTPError:
+            return
 
 
 def wait_for_server(seconds: float, note: Callable[[str], None]) -> bool:

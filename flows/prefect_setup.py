@@ -12,6 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.launch import ROOT
+from flows.prefect_server import demand_access
 from stages.store.errors import StageFailed, UserError
 
 AUTOMATIONS_FILE = ROOT / "infra" / "automations.yaml"
@@ -28,6 +29,7 @@ def demand_server() -> str:
     with get_client(sync_client=True) as client:
         if (error := client.api_healthcheck()) is not None:
             raise StageFailed(f"the Prefect server at {address} does not answer ({error})")
+    demand_access()
     return str(address)
 
 

@@ -1,8 +1,9 @@
-"""Servers as processes of their own, on loopback. One that ends by itself is started again, on the port it had, so that its
+"""Servers as processes of their own. One that ends by itself is started again, on the port it had, so that its
 clients see no more than a short outage.
 """
 
 import contextlib
+import errno
 import http
 import os
 import signal
@@ -45,7 +46,7 @@ class Server:
             if (status := self.process.poll()) is not None:
                 raise StageFailed(f"{self.what} ended at its start (status {status}); its log is {self.log}")
             try:
-                with urllib.request.urlopen(self._health, timeout=5) as answer:  # noqa: S310 - always a loopback http address
+                with urllib.request.urlopen(self._health, timeout=5) as answer:  # noqa: S310 - always an http address of ours
                     if answer.status == http.HTTPStatus.OK:
                         return
             except (urllib.error.URLError, OSError):
@@ -108,12 +109,19 @@ def free_port() -> int:
     return port
 
 
-def demand_free(port: int, option: str) -> None:
-    """Raises UserError when somebody listens on the port already."""
-    with socket.socket() as probe:
+def demand_free(host: str, port: int, option: str) -> None:
+    """Raises UserError when `host` is none of this machine's addresses, or somebody listens on the port already."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError) as error:
+        raise UserError(f"`{host}` is no address ({error})", where="--host", mend="for example 127.0.0.1") from error
+    with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"port {port} cannot be used ({reason})", where=option, mend="choose another port") from error
+            probe.bind(place)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UserError(f"`{host}` is not an address of this machine", where="--host") from error
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror})", where=option, mend="choose another port"
+            ) from error

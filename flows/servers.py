@@ -1,5 +1,10 @@
-"""`r1 up`: a Prefect server and an MLflow server on loopback, in the foreground, with separate databases in the runs folder."""
+"""`r1 up`: a Prefect server and an MLflow server, in the foreground, each with a database of its own.
 
+On loopback and with SQLite in the runs folder, unless the options say otherwise (`flows/access.py`, `flows/databases.py`).
+"""
+
+import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from flows.access import Access, access
+from flows.databases import Databases, in_folder, in_postgres
 from flows.prefect_home import running_servers, server_arguments, server_environment
 from flows.results import print_json
 from flows.server_process import Server, demand_free
@@ -15,66 +22,106 @@ from stages.store.files import write_json
 from stages.store.folders import Runs
 
 
-def serve(runs: Runs, prefect_port: int, mlflow_port: int, *, as_json: bool) -> tuple[ExitStatus, None]:
-    """Start both servers, say where they are, and run until asked to stop (Ctrl-C, SIGTERM). One that ends is started again.
+def up(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None]:
+    """`r1 up`: serve until asked to stop (Ctrl-C, SIGTERM); with `--detach`, in a process of its own.
 
-    Raises UserError when a port is taken, StageFailed when a server doesn't start or ends again and again.
+    Raises UserError when a port, an address, a name or a credential is not as it must be, StageFailed when a server doesn't
+    start or ends again and again.
     """
+    runs = Runs(Path(options.runs).absolute()).prepare()
     if running_servers(runs.path) is not None:
-        raise UserError("the servers of this runs folder run already", where=str(runs.path / "servers.json"))
-    demand_free(prefect_port, "--prefect-port")
-    demand_free(mlflow_port, "--mlflow-port")
-    if prefect_port == mlflow_port:
-        raise UserError(f"port {mlflow_port} is named twice", where="--mlflow-port", mend="choose another port")
-    note, servers = runs.path / "servers.json", dict[str, Server]()
+        raise UserError("the servers of this runs folder run already", where=str(runs.path / "servers.json"), mend="`r1 down`")
+    allowed = access(options.host, options.allowed_hosts, asked=options.auth)
+    demand_free(options.host, options.prefect_port, "--prefect-port")
+    demand_free(options.host, options.mlflow_port, "--mlflow-port")
+    if options.prefect_port == options.mlflow_port:
+        raise UserError(f"port {options.mlflow_port} is named twice", where="--mlflow-port", mend="choose another port")
+    databases = in_folder(runs.path)
+    if options.postgres is not None:
+        databases = in_postgres(options.postgres, options.prefect_database, options.mlflow_database)
+    if options.detach:
+        from flows.detached import start
+
+        return ExitStatus.DONE, start(options, runs.path)
+    _serve(runs.path, {"prefect": options.prefect_port, "mlflow": options.mlflow_port}, allowed, databases, options.json)
+    return ExitStatus.DONE, None
+
+
+def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databases, as_json: bool) -> None:
+    """Start both, say where they are, and look after them: one that ends is started again."""
+    note, servers = runs / "servers.json", dict[str, Server]()
+    addresses = {name: allowed.local(port) for name, port in ports.items()}
     try:
-        for name, start, port in (("prefect", _prefect, prefect_port), ("mlflow", _mlflow, mlflow_port)):
-            servers[name] = start(runs.path, port)
+        for name, start in (("prefect", _prefect), ("mlflow", _mlflow)):
+            servers[name] = start(runs, ports[name], allowed, databases)
         print("starting the Prefect server and the MLflow server …", file=sys.stderr)
         for server in servers.values():
             server.wait_healthy()
-        addresses = {"prefect": f"http://127.0.0.1:{prefect_port}", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
-        facts = _write(note, servers, addresses)
+        allowed.verify(**addresses)
+        facts = _write(note, servers, addresses, allowed, databases)
         if as_json:
             print_json(facts)
         else:
-            place = "" if runs.path == Path("runs").absolute() else f" --runs {runs.path}"
-            print(f"Prefect  {addresses['prefect']}  (a worker: `r1 worker{place}`)", end="")
-            print(f"\nMLflow   {addresses['mlflow']}\nCtrl-C stops both.", flush=True)
+            print(told(facts, runs), "Ctrl-C stops both.", sep="\n", flush=True)
         while True:
             time.sleep(0.5)
             for server in servers.values():
                 if server.look():
                     print(f"{server.what} ended; it is started again (its log is {server.log})", file=sys.stderr, flush=True)
-                    _write(note, servers, addresses)
+                    _write(note, servers, addresses, allowed, databases)
     except KeyboardInterrupt:
         print("stopping both servers", file=sys.stderr)
     finally:
         note.unlink(missing_ok=True)
         for server in servers.values():
             server.stop()
-    return ExitStatus.DONE, None
 
 
-def _write(note: Path, servers: dict[str, Server], addresses: dict[str, str]) -> dict[str, Any]:
+def told(facts: dict[str, Any], runs: Path) -> str:
+    """Where the servers of a runs folder are, for people."""
+    place = "" if runs == Path("runs").absolute() else f" --runs {runs}"
+    lines = [f"Prefect  {facts['prefect']['address']}  (a worker: `r1 worker{place}`)"]
+    lines.append(f"MLflow   {facts['mlflow']['address']}")
+    if facts["names"]:
+        lines.append(f"from elsewhere, with the same ports: {', '.join(facts['names'])}")
+    if facts["credentials"]:
+        lines.append("both ask for the user and password of PREFECT_API_AUTH_STRING and MLFLOW_TRACKING_USERNAME/_PASSWORD")
+    return "\n".join(lines)
+
+
+def _write(
+    note: Path, servers: dict[str, Server], addresses: dict[str, str], allowed: Access, databases: Databases
+) -> dict[str, Any]:
     """Write down where the servers are and which processes they are."""
     facts: dict[str, Any] = {}
     for name, server in servers.items():
-        pid = server.process.pid
-        facts[name] = {"address": addresses[name], "pid": pid, "born": psutil.Process(pid).create_time()}
+        facts[name] = {"address": addresses[name], **_process(server.process.pid)}
     facts["prefect"]["api"] = f"{addresses['prefect']}/api"
+    facts |= {
+        "up": _process(os.getpid()),
+        "store": databases.store,
+        "names": list(allowed.names),
+        "credentials": allowed.prefect is not None,
+    }
     write_json(note, facts)
     return facts
 
 
-def _prefect(runs: Path, port: int) -> Server:
-    arguments, log = server_arguments(port, ui=True), runs / "servers" / "prefect.log"
-    health = f"http://127.0.0.1:{port}/api/health"
-    return Server("the Prefect server", "prefect", arguments, server_environment(runs), health, log)
+def _process(pid: int) -> dict[str, Any]:
+    return {"pid": pid, "born": psutil.Process(pid).create_time()}
 
 
-def _mlflow(runs: Path, port: int) -> Server:
-    place = ["--backend-store-uri", f"sqlite:///{runs / 'mlflow.db'}", "--artifacts-destination", str(runs / "mlartifacts")]
-    arguments = ["server", *place, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    health, log = f"http://127.0.0.1:{port}/health", runs / "servers" / "mlflow.log"
-    return Server("the MLflow server", "mlflow", arguments, server_environment(runs), health, log)
+def _prefect(runs: Path, port: int, allowed: Access, databases: Databases) -> Server:
+    environment = allowed.prefect_environment(server_environment(runs), port) | databases.prefect_environment()
+    arguments, log = server_arguments(port, ui=True, host=allowed.host), runs / "servers" / "prefect.log"
+    return Server("the Prefect server", "prefect", arguments, environment, f"{allowed.local(port)}/api/health", log)
+
+
+def _mlflow(runs: Path, port: int, allowed: Access, databases: Databases) -> Server:
+    folder = runs / "servers"
+    folder.mkdir(exist_ok=True)
+    environment = allowed.mlflow_environment(server_environment(runs), port, databases, folder)
+    arguments = ["server", "--artifacts-destination", str(runs / "mlartifacts"), "--host", allowed.host, "--port", str(port)]
+    arguments += ["--workers", "1", *([] if allowed.mlflow is None else ["--app-name", "basic-auth"])]
+    environment |= databases.mlflow_environment()
+    return Server("the MLflow server", "mlflow", arguments, environment, f"{allowed.local(port)}/health", folder / "mlflow.log")

@@ -27,7 +27,8 @@ class Tracking(Config):
     """Where metrics go."""
 
     uri: str | None = None
-    """MLflow tracking URI; by default the SQLite file `mlflow.db` in the runs folder."""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, then the server of `r1 up --postgres`, then the SQLite file
+    `mlflow.db` in the runs folder."""
     experiment: str | None = None
     """MLflow experiment; by default the recipe's name."""
 

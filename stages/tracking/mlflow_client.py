@@ -4,10 +4,12 @@ A tracking URI that cannot be right is the user's mistake and is raised; a serve
 disk has every line, and they are sent when it answers. Only the thread of `mlflow_sender` calls what may have to wait.
 """
 
+import contextlib
 import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +90,32 @@ class Connection:
     def client(self) -> Any:
         """The client, the experiment being there.
 
-        Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted.
+        Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted or the credentials are not
+        taken.
         """
         if not self.experiment_id:
-            self.experiment_id = self._find_experiment()
+            with self._credentials():
+                self.experiment_id = self._find_experiment()
         return self._client
 
     def knock(self) -> None:
         """Ask something that changes nothing.
 
-        Raises one of `AWAY` when MLflow does not answer.
+        Raises one of `AWAY` when MLflow does not answer, UserError when it does not take our credentials.
         """
-        self._client.search_experiments(max_results=1)
+        with self._credentials():
+            self._client.search_experiments(max_results=1)
+
+    @contextlib.contextmanager
+    def _credentials(self) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code == "UNAUTHENTICATED":
+                what = f"MLflow at {self.uri} does not take these credentials"
+                where = "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD"
+                raise UserError(what, where=where, mend="set them to a user and password of that server") from error
+            raise
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)

@@ -12,8 +12,8 @@ from tests.conftest import ROOT, tiny_llama
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without the user's Prefect, and with the clone importable."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    """This process's environment without the user's Prefect, MLflow and PostgreSQL, and with the clone importable."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PG"))}
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))}
 
 
