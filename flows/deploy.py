@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from flows.launch import ROOT
+from flows.launchers.local import ROOT
 from flows.prefect_home import point_at_server
 from stages.recipe import ResolvedRecipe, load_recipe
 from stages.store.errors import StageFailed, UserError

@@ -166,7 +166,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord) ->
     ending: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     manifest: Manifest | None = None
     try:
-        outcome = launch(folder, config.compute, on_line=work.progress.line)
+        outcome = launch(folder, config.compute, on_line=work.progress.line, note=work.progress.note)
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
         manifest = _believe(name, folder, record, _named(outcome, work))
         ending = "FINISHED"
