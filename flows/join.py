@@ -31,7 +31,9 @@ def join(options: argparse.Namespace) -> Answer:
     if (folder / "config.json").is_file():
         join_stage(StageFolder(folder), options)
     elif "/" in options.stage and not (folder / "pipeline.json").is_file():
-        mend = "name the folder of a stage, or a run; a machine with a runs folder of its own needs a copy of the stage's folder"
+        mend = (
+            "name the folder of a stage, or a run; a machine with a runs folder of its own needs a copy of the stage's folder"
+        )
         raise UserError("no stage's folder, nor a run's", where=str(folder), mend=mend)
     else:
         follow(options)

@@ -57,8 +57,8 @@ def launch(
     """Run one attempt of the stage whose config lies in `folder`, and wait for its end.
 
     `on_line` gets every journal line as it comes, `note` what else the user should know. `command` replaces the stage's own
-    command (the attempt's folder is appended). `attempt`: its folder, by default a new one; `node`: number of this machine, when
-    another one began the attempt. An exception in this process (a signal, say) ends the tree within about `grace_s` and then
+    command (the attempt's folder is appended). `attempt`: its folder, by default a new one; `node`: number of this machine. An
+    exception in this process (a signal, say) ends the tree within about `grace_s` and then
     goes on.
     """
     if attempt is None:

@@ -1,4 +1,4 @@
-"""What starts a stage's ranks and ends them. All else of a stage its parent learns from the stage's folder (flows/launch.py)."""
+"""What starts a stage's ranks and ends them. All else its parent learns from the stage's folder (flows/launch.py)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

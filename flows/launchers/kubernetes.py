@@ -89,7 +89,9 @@ def start(job: Job, log: IO[bytes]) -> JobSet:
     (job.attempt / "jobset.yaml").write_text(text)
     done = subprocess.run([*kubectl, "apply", "--filename=-"], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"the cluster refuses the JobSet ({done.stderr.strip()})", where=str(path), mend="see `kubectl get jobset`")
+        raise UserError(
+            f"the cluster refuses the JobSet ({done.stderr.strip()})", where=str(path), mend="see `kubectl get jobset`"
+        )
     return JobSet(name, kubectl, log)
 
 
@@ -113,7 +115,9 @@ def rendered(template: Any, job: Job, where: str) -> dict[str, Any]:
         spec = ranks["template"]["spec"]
         container = spec["template"]["spec"]["containers"][0]
     except (LookupError, TypeError, ValueError) as error:
-        raise UserError("no JobSet with one job and a container", where=where, mend="see infra/kubernetes/stage.yaml") from error
+        raise UserError(
+            "no JobSet with one job and a container", where=where, mend="see infra/kubernetes/stage.yaml"
+        ) from error
     name = re.sub("[^a-z0-9-]+", "-", f"r1-{job.folder.path.name}".lower())
     document["metadata"]["name"] = name
     spec["parallelism"] = spec["completions"] = compute.hosts

@@ -29,7 +29,9 @@ machine (SmolLM2-135M, two threads); spinning on makes a busy one 2 to 3 times a
 class Processes:
     """A process of this machine and all below it."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: IO[bytes], mark: Path, *, launcher: bool) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], log: IO[bytes], mark: Path, *, launcher: bool
+    ) -> None:
         """`launcher`: the ranks are the process's children."""
         self._child = subprocess.Popen(
             arguments,
@@ -96,7 +98,7 @@ def environment(compute: Compute) -> dict[str, str]:
 
 
 def importable() -> dict[str, str]:
-    """This process's environment, in which a child finds our packages.
+    """The environment of this process, in which a child finds our packages.
 
     It keeps the working folder, from which relative paths in the configuration start; a folder called `stages` there must not
     hide ours.

@@ -61,9 +61,13 @@ def start(job: Job, log: IO[bytes]) -> Step:
     hosts, environment = job.compute.hosts, os.environ
     mend = "sbatch infra/slurm/run.sbatch CONFIG"
     if "SLURM_JOB_ID" not in environment:
-        raise UserError("the launcher `slurm` works within an allocation, and this is none", where="compute.launcher", mend=mend)
+        raise UserError(
+            "the launcher `slurm` works within an allocation, and this is none", where="compute.launcher", mend=mend
+        )
     if shutil.which("srun") is None:
-        raise UserError("there is no `srun` on the PATH", where="compute.launcher", mend="install Slurm's commands, or use `local`")
+        raise UserError(
+            "there is no `srun` on the PATH", where="compute.launcher", mend="install Slurm's commands, or use `local`"
+        )
     machines = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
     if machines < hosts:
         what = f"{hosts} machines are wanted, the allocation has {machines}"
@@ -71,7 +75,17 @@ def start(job: Job, log: IO[bytes]) -> Step:
     where = job.compute.rendezvous or f"{first_machine()}:{_PORT + int(environment['SLURM_JOB_ID']) % _PORTS}"
     processors = environment.get("SLURM_CPUS_PER_TASK")  # which srun does not take over from sbatch since 22.05
     step = [f"--nodes={hosts}", f"--ntasks={hosts}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--unbuffered", "--label"]
-    join = [sys.executable, "-m", "flows.cli", "join", str(job.folder.path), "--attempt", str(job.attempt), "--rendezvous", where]
+    join = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "join",
+        str(job.folder.path),
+        "--attempt",
+        str(job.attempt),
+        "--rendezvous",
+        where,
+    ]
     command = [
         *("srun", *step, *([f"--cpus-per-task={processors}"] if processors else [])),
         *("sh", "-c", 'exec "$@" --node-rank "$SLURM_PROCID"', "sh", *join),

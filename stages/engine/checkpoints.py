@@ -4,7 +4,7 @@ A checkpoint is `step-000120/`: state.json (counters), `<part>-rank<n>.safetenso
 reference's tensors, whole parameters: see whole_state.py), a copy of the journal, and COMPLETE, the sha256 and size of all
 others. What is written is what the tensors were when `begin` was called, however far training has gone meanwhile.
 
-A rank on another machine that does not share the folder gives its share to rank 0, one rank after the other, and training waits.
+A rank on another machine that does not share the folder gives its share to rank 0, one after the other, and training waits.
 """
 
 import contextlib

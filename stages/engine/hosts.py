@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from stages.store import heartbeat
 from stages.store.errors import UserError
@@ -53,7 +53,7 @@ def sees(folder: Path, token: str) -> bool:
 
 
 class Hosts:
-    """This rank's side of it. Under torchrun on several machines only."""
+    """A rank's side of it. Under torchrun on several machines only."""
 
     def __init__(self, attempt: Path, rank: int, frozen_s: float) -> None:
         """`attempt`: where this machine's ranks leave their signs; `frozen_s`: how long a machine may be silent."""

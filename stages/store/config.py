@@ -77,8 +77,8 @@ class Compute(Config):
     hosts: int = Field(default=1, ge=1)
     """Machines that train together, each with as many processes."""
     launcher: Literal["local", "slurm", "kubernetes"] = "local"
-    """What starts them. `local`: this machine's processes are its own, every other machine is started with `r1 join`; `slurm`: a
-    step of the allocation that `r1` runs in; `kubernetes`: a JobSet, for stages on one machine too."""
+    """What starts them. `local`: `r1 run` starts its own machine's processes, and `r1 join` every other one's; `slurm`: a step
+    of the allocation that `r1` runs in; `kubernetes`: a JobSet, for stages on one machine too."""
     rendezvous: Address | None = None
     """HOST:PORT of the first machine, as the others reach it: needed by several hosts under `local`, known to the others."""
     interface: str | None = None

@@ -114,7 +114,9 @@ def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path,
     def stage() -> Path | None:
         """The reasoning stage's folder, once it has begun: the second one of kind `rl`."""
         prepared = [path for path in runs.glob("stages/rl-*") if (path / "config.json").exists()]
-        return next((path for path in prepared if json.loads((path / "config.json").read_text())["config"]["steps"] == STEPS), None)
+        return next(
+            (path for path in prepared if json.loads((path / "config.json").read_text())["config"]["steps"] == STEPS), None
+        )
 
     wait(cluster, log, lambda: (folder := stage()) is not None and len(steps_of(folder)) >= 2, 420)
     cluster.say("scancel", "--batch", "--signal=USR1", job)
