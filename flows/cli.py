@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "flows.commands:run",
     "resume": "flows.commands:resume",
     "stage": "flows.commands:stage",
+    "join": "flows.join:join",
     "status": "flows.commands:status",
     "compare": "flows.commands:compare",
     "up": "flows.servers:up",
@@ -86,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     stage.add_argument("config", metavar="CONFIG")
     stage.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     stage.add_argument("--fresh", action="store_true", help="compute it again")
+    join = command("join", "Take part, as a further machine, in a run or stage on several machines.", place)
+    join.add_argument("stage", metavar="RUN|FOLDER", help="a run in a shared runs folder, or the folder of one stage")
+    join.add_argument("--node-rank", metavar="N", type=_natural, required=True, help="number of this machine; 0 is the first's")
+    join.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first machine (default: the recipe's)")
+    join.add_argument("--interface", metavar="NAME", help="network interface of this machine (default: the recipe's)")
+    join.add_argument("--attempt", metavar="FOLDER", help="of the first machine: the attempt that a launcher began")
     status = command("status", "What runs there are, or how far one is.", place)
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from flows.launch import ROOT
+from flows.launchers.local import ROOT
 from flows.prefect_home import point_at_server
 from flows.selection import select
 from stages.recipe import ResolvedRecipe, load_recipe

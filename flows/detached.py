@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.launch import ROOT
+from flows.launchers.local import ROOT
 from flows.prefect_home import running_servers
 from flows.server_process import START_SECONDS
 from flows.servers import told

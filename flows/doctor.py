@@ -10,7 +10,7 @@ from typing import Literal
 import psutil
 from packaging.version import Version
 
-from flows.launch import cores
+from flows.launchers.local import cores
 from stages.store.errors import UserError
 from stages.store.folders import Runs
 

@@ -1,23 +1,17 @@
-"""A stage's process tree: started, followed through its journal, ended whole, and its outcome read.
+"""An attempt of a stage: started by its launcher, followed through its journal, ended whole, and its outcome read.
 
 The stage runs in a session of its own, so that a terminal's Ctrl-C reaches only the parent, which then gives the child
 `grace_s` seconds to write a checkpoint. Whatever ends the parent's wait, nothing of the tree is left running.
 """
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-import flows
-from stages.__main__ import PARENT_VARIABLE
+from flows.launchers import Job, log_name, start
 from stages.store.config import Compute
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import read_json, write_json
@@ -25,15 +19,8 @@ from stages.store.folders import StageFolder
 from stages.store.heartbeat import Watchdog
 from stages.tracking.journal import Follower, Line
 
-ROOT = Path(flows.__file__).resolve().parents[1]
-"""Where the packages `flows` and `stages` lie."""
 GRACE_SECONDS = 20.0
 """A Prefect worker kills 30 s after it asked; a checkpoint has to be whole before."""
-MARK_VARIABLE = "R1_ATTEMPT"
-"""In the environment of every process of a stage: the attempt's folder, by which all of its tree is found."""
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
-"""A thread that waits spins for a moment, then sleeps. Sleeping at once made PyTorch's decoding 1.3 times as slow on an idle
-machine (SmolLM2-135M, two threads); spinning on makes a busy one 2 to 3 times as slow."""
 _POLL_SECONDS = 0.3
 _STATUS = {
     "done": ExitStatus.DONE,
@@ -62,31 +49,30 @@ def launch(
     grace_s: float = GRACE_SECONDS,
     on_line: Callable[[Line], None] = lambda _: None,
     *,
+    note: Callable[[str], None] = lambda _: None,
     command: list[str] | None = None,
     share: int = 1,
     variables: Mapping[str, str] | None = None,
     check: Callable[[], None] = lambda: None,
+    attempt: Path | None = None,
+    node: int = 0,
 ) -> Outcome:
     """Run one attempt of the stage whose config lies in `folder`, and wait for its end.
 
-    `on_line` gets every journal line as it comes. `command` replaces the stage's own command (the attempt's folder is
-    appended). `share`: stages that may run at once, by which the cores are divided; `variables`: more of the environment. An
+    `on_line` gets every journal line as it comes, `note` what else the user should know. `command` replaces the stage's own
+    command (the attempt's folder is appended). `share`: stages that may run at once, by which the cores are divided;
+    `variables`: more of the environment. `attempt`: its folder, by default a new one; `node`: number of this machine. An
     exception in this process (a signal, say, or one that `check`, which is called all the time, raises) ends the tree within
     about `grace_s` and then goes on.
     """
-    attempt = folder.new_attempt()
+    if attempt is None:
+        attempt = folder.new_attempt(node)
+    else:  # whose signs of an earlier start would be taken for this one's
+        for old in (path for name in ("outcome", "alive-", "progress-") for path in attempt.glob(f"{name}*")):
+            old.unlink()
     journal, started = Follower(folder.journal), time.monotonic()
-    arguments = [*command, str(attempt)] if command else _command(folder, attempt, compute.processes)
-    with (attempt / "log.txt").open("wb") as log:
-        child = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**_environment(compute, share), **(variables or {}), MARK_VARIABLE: str(attempt)},
-            start_new_session=True,
-        )
-        tree = ProcessTree(child.pid, mark=str(attempt), launcher=compute.processes > 1)
+    with (attempt / log_name(compute)).open("wb") as log:
+        child = start(Job(folder, attempt, compute, node, command, share, variables or {}, note), log)
         watchdog, complaint = Watchdog(attempt, compute.frozen_s, compute.silent_s), ""
         try:
             while child.poll() is None and not complaint:
@@ -98,9 +84,9 @@ def launch(
                 complaint = watchdog.complaint()
         finally:
             # What hangs does not hear; its newest whole checkpoint stands.
-            tree.end(0.0 if complaint else grace_s)
-            status = child.wait()
-            outcome = read_outcome(attempt, status)
+            child.end(0.0 if complaint else grace_s)
+            status = child.poll()
+            outcome = read_outcome(attempt, -signal.SIGKILL if status is None else status, first_rank=node * compute.processes)
             if complaint and outcome.status is not ExitStatus.DONE:
                 outcome = Outcome(ExitStatus.FAILED, f"{complaint}; it was ended", "r1 resume", attempt)
             if outcome.status is not ExitStatus.DONE:
@@ -112,44 +98,14 @@ def launch(
     return outcome
 
 
-def _command(folder: StageFolder, attempt: Path, processes: int) -> list[str]:
-    stage = ["-m", "stages", str(folder.path), "--attempt", str(attempt)]
-    if processes == 1:
-        return [sys.executable, *stage]
-    # Port 0: the launcher takes a free one, so pipelines side by side don't meet.
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", *rendezvous, *stage]
+def read_outcome(attempt: Path, exit_status: int, first_rank: int = 0) -> Outcome:
+    """What the ranks of an attempt left; an attempt that left nothing has failed.
 
-
-def _environment(compute: Compute, share: int) -> dict[str, str]:
-    threads = str(compute.threads or max(1, cores() // (compute.processes * share)))
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        PARENT_VARIABLE: str(os.getpid()),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        **{name: os.environ.get(name, value) for name, value in WAITING.items()},
-        "TOKENIZERS_PARALLELISM": "false",
-        "DO_NOT_TRACK": "1",
-        "PYTHONUNBUFFERED": "1",
-        # The child keeps the working folder, from which relative paths in the configuration start; a folder called
-        # `stages` there must not hide ours.
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def read_outcome(attempt: Path, exit_status: int) -> Outcome:
-    """What the ranks of an attempt left; an attempt that left nothing has failed."""
-    own = attempt / "outcome.json"
-    # Rank 0's word comes first where it is as telling as another's.
-    files = [*([own] if own.exists() else []), *sorted(attempt.glob("outcome-rank*.json"))]
+    `first_rank`: the first rank of the machine whose attempt it is.
+    """
+    own = attempt / ("outcome.json" if first_rank == 0 else f"outcome-rank{first_rank}.json")
+    # Its word comes first where it is as telling as another's.
+    files = [*([own] if own.exists() else []), *sorted(set(attempt.glob("outcome*.json")) - {own})]
     found = [(_STATUS.get(item["status"], ExitStatus.FAILED), item) for item in map(_told, files) if item]
     if own.exists() and found and found[0][0] is ExitStatus.DONE:
         return Outcome(ExitStatus.DONE, "", "", attempt)
@@ -161,7 +117,8 @@ def read_outcome(attempt: Path, exit_status: int) -> Outcome:
     message = f"the process ended with {ending} without saying why"
     if exit_status == -signal.SIGKILL:
         message = "the process was killed (signal 9): by hand, or by the system for lack of memory"
-    return Outcome(ExitStatus.FAILED, message, f"see the last lines of {attempt / 'log.txt'}", attempt)
+    told = max((path for path in attempt.glob("*log*") if path.stat().st_size), default=attempt / "log.txt")
+    return Outcome(ExitStatus.FAILED, message, f"see the last lines of {told}", attempt)
 
 
 def _told(path: Path) -> dict[str, str]:
@@ -171,51 +128,3 @@ def _told(path: Path) -> dict[str, str]:
         return {key: str(item[key]) for key in ("status", "message", "mend")}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-
-
-class ProcessTree:
-    """A process and all that came from it, also what crossed into other process groups, as torchrun's ranks do."""
-
-    def __init__(self, pid: int, *, mark: str | None = None, launcher: bool = False) -> None:
-        """`mark`: value of `MARK_VARIABLE` in the tree's environment, by which orphans are found too.
-
-        `launcher`: the stage's ranks are the children of `pid`, not `pid` itself.
-        """
-        self._pid, self._mark, self._launcher = pid, mark, launcher
-
-    def end(self, grace_s: float) -> None:
-        """Ask the ranks to stop, wait for them, and kill what is left, whatever interrupts the waiting."""
-        members = self._members()
-        try:
-            # Only the ranks are asked: their own helpers (verifiers, say) are needed until the checkpoint is whole.
-            asked = [process for process in members if process.pid == self._pid or self._is_rank(process)]
-            for process in asked:
-                with contextlib.suppress(psutil.Error):
-                    process.send_signal(signal.SIGTERM)
-            psutil.wait_procs(asked, timeout=grace_s)
-        finally:
-            left = {*members, *self._members()}
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(list(left), timeout=5.0)
-
-    def _members(self) -> list[psutil.Process]:
-        found: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(self._pid)
-            found = [root, *root.children(recursive=True)]
-        known = {process.pid for process in found}
-        return found + [p for p in psutil.process_iter() if p.pid not in known and self._is_marked(p)]
-
-    def _is_marked(self, process: psutil.Process) -> bool:
-        try:
-            return self._mark is not None and process.environ().get(MARK_VARIABLE) == self._mark
-        except (psutil.Error, OSError):  # ended meanwhile, or another user's
-            return False
-
-    def _is_rank(self, process: psutil.Process) -> bool:
-        try:
-            return self._launcher and process.ppid() == self._pid
-        except psutil.Error:
-            return False

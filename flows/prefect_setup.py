@@ -11,7 +11,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from flows.launch import ROOT
+from flows.launchers.local import ROOT
 from flows.prefect_server import demand_access
 from stages.store.errors import StageFailed, UserError
 

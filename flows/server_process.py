@@ -84,7 +84,7 @@ class Server:
 
     def stop(self) -> None:
         """End it for good, with all that it started."""
-        from flows.launch import ProcessTree
+        from flows.process_tree import ProcessTree
 
         self._stopped.set()
         with self._lock:

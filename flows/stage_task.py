@@ -150,6 +150,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
             folder,
             compute,
             on_line=functools.partial(work.progress.line, name),
+            note=work.progress.note,
             share=share(name, work.selection.order, work.needs, work.parallel),
             variables=variables,
             check=work.floor.check,

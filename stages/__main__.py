@@ -1,4 +1,5 @@
-"""A stage's process: `python -m stages FOLDER` does what FOLDER/config.json says, alone or as a rank under torchrun.
+"""A stage's process: `python -m stages FOLDER` does what FOLDER/config.json says, alone or as a rank under torchrun, of which
+every machine may have one.
 
 It needs nothing of Prefect or MLflow. How it ended goes into `attempts/<n>/outcome.json`, because torchrun swallows exit
 statuses; the manifest, written last, is the only proof of success.
@@ -13,16 +14,21 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from stages.kinds import stage_kind
 from stages.store import heartbeat
+from stages.store.config import Compute
 from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
 from stages.store.stage import Result, StageContext, StopRequest
+
+if TYPE_CHECKING:
+    from stages.engine.hosts import Hosts
 
 PARENT_VARIABLE = "R1_PARENT_PID"
 """Process id whose death ends this process: nothing is left running when the pipeline is killed."""
@@ -40,11 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not folder.config.is_file():
         print(f"{folder.config}: no such file; name the folder of a stage that `r1 run` has prepared", file=sys.stderr)
         return int(ExitStatus.MISTAKE)
-    attempt = options.attempt or (folder.new_attempt() if rank == 0 else folder.attempts)
+    attempt = options.attempt or (folder.new_attempt() if rank == 0 else _beside_first(folder))
     heartbeat.start(attempt, rank)
     status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
+    hosts = None
     try:
-        run_stage(folder, rank, world_size)
+        hosts = _meet(folder, attempt, rank)
+        run_stage(folder, rank, world_size, hosts)
     except UserError as error:
         status = ExitStatus.MISTAKE
         outcome = {"status": "mistake", "message": str(error), "mend": error.mend}
@@ -57,16 +65,49 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = {"status": "failed", "message": f"{type(error).__name__}: {error}", "mend": "see the log"}
     if status is not ExitStatus.DONE:
         print(f"rank {rank}: {outcome['status']}: {outcome['message']}", file=sys.stderr, flush=True)
-    if rank == 0 or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):
-        name = "outcome.json" if rank == 0 else f"outcome-rank{rank}.json"
-        write_json(attempt / name, outcome | {"exit_status": int(status)})
+    if rank == 0 or (hosts and hosts.first) or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):
+        _leave_outcome(attempt, rank, outcome, status)
+    if hosts:
+        hosts.leave(outcome)
     sys.stdout.flush()
     sys.stderr.flush()
     # Skips the interpreter's teardown: gloo's and DeepSpeed's threads may hang there after a rank has died.
     os._exit(int(status))
 
 
-def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result:
+def _leave_outcome(attempt: Path, rank: int, outcome: dict[str, str], status: ExitStatus) -> None:
+    name = "outcome.json" if rank == 0 else f"outcome-rank{rank}.json"
+    write_json(attempt / name, outcome | {"exit_status": int(status)})
+
+
+def _beside_first(folder: StageFolder) -> Path:
+    """Where a rank that is not the first leaves its signs when nobody has named an attempt: each machine has a place."""
+    place = folder.host(machine) if (machine := int(os.environ.get("GROUP_RANK", "0"))) else folder.attempts
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _meet(folder: StageFolder, attempt: Path, rank: int) -> "Hosts | None":
+    """Meet the other machines, whose failure ends this process from now on; None on one machine."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+        return None
+    from stages.engine.hosts import Hosts
+
+    def end(word: dict[str, Any]) -> None:
+        status = ExitStatus.MISTAKE if word["status"] == "mistake" else ExitStatus.FAILED
+        print(f"rank {word['rank']}: {word['status']}: {word['message']}", file=sys.stderr, flush=True)
+        _leave_outcome(attempt, word["rank"], {key: word[key] for key in ("status", "message", "mend")}, status)
+        os._exit(int(status))
+
+    frozen_s = Compute().frozen_s
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # whose config is damaged says so later
+        frozen_s = float(read_json(folder.config)["config"]["compute"]["frozen_s"])
+    hosts = Hosts(attempt, rank, frozen_s)
+    hosts.watch(end)
+    return hosts
+
+
+def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "Hosts | None" = None) -> Result:
     """Do what the folder's config says and, on rank 0, write the manifest.
 
     Raises UserError, Interrupted, or whatever the stage raises.
@@ -89,6 +130,8 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result
         raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
     if rank == 0:
         _sweep(folder)
+    if hosts:
+        hosts.agree(folder.path, record.fingerprint, record.inputs)
     stop = StopRequest()
     with contextlib.suppress(ValueError):  # signals can be listened to in the main thread only (tests use others)
         stop.listen()

@@ -98,9 +98,10 @@ def resolve(document: dict[str, Any], origins: Origins | None = None) -> Resolve
         shared_used |= recipe.shared.keys() & fields.keys()
         merged = {key: value for key, value in recipe.shared.items() if key in fields}
         config = _validated(kind.config, _merge(merged, section), ("stages", name), origins)
-        if config.compute.processes > 1 and not kind.distributed:
-            where = _where(("stages", name, "compute", "processes"), origins)
-            raise UserError(f"a stage of kind `{kind.name}` runs in one process", where=where, mend="set it to 1")
+        for key, most in (("processes", "in one process"), ("hosts", "on one machine")):
+            if getattr(config.compute, key) > 1 and not kind.distributed:
+                where = _where(("stages", name, "compute", key), origins)
+                raise UserError(f"a stage of kind `{kind.name}` runs {most}", where=where, mend="set it to 1")
         resolved_sections[name] = config.model_dump(mode="json")
         expanded = kind.expand(name, config) if kind.expand else {name: config}
         stages.update(expanded)

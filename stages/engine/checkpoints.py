@@ -3,6 +3,8 @@
 A checkpoint is `step-000120/`: state.json (counters), `<part>-rank<n>.safetensors` (each rank's share of a model's or a
 reference's tensors, whole parameters: see whole_state.py), a copy of the journal, and COMPLETE, the sha256 and size of all
 others. What is written is what the tensors were when `begin` was called, however far training has gone meanwhile.
+
+A rank on another machine that does not share the folder gives its share to rank 0, one after the other, and training waits.
 """
 
 import contextlib
@@ -14,23 +16,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.engine import ranks
+from stages.engine import hosts, ranks
 from stages.engine.settings import Checkpoints
+from stages.engine.stored import JOURNAL, Relayed, Stored
 from stages.store.errors import StageFailed, UserError
 from stages.store.files import TEMPORARY, digest_file, publish_folder, read_json, remove, sync_file, write_bytes, write_json
 
 COMPLETE = "COMPLETE"
 """Name of the file that makes a checkpoint whole."""
-JOURNAL = "journal.jsonl"
-"""Name of the journal, and of a checkpoint's copy of it as it was: what a damaged journal is mended from."""
 SPARE = 1.1
 """A checkpoint is begun when the disk has so many times its size free."""
 
 Digests = dict[str, list[Any]]
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""Part -> name -> tensor."""
 
 
 def _name(step: int) -> str:
@@ -43,8 +46,10 @@ class Checkpointer:
     def __init__(self, folder: Path, settings: Checkpoints, rank: int) -> None:
         self.folder, self.settings, self.rank = folder, settings, rank
         self._pending: _Pending | None = None
+        self._apart = _apart(folder, rank)
+        """Ranks that have another folder of that name."""
 
-    def begin(self, step: int, state: dict[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def begin(self, step: int, state: dict[str, Any], parts: Parts) -> None:
         """Begin to write the checkpoint of `step` finished steps; `finish` makes it whole.
 
         state: JSON values, those of rank 0 count; parts: part -> this rank's tensors, which must not change any more.
@@ -55,16 +60,27 @@ class Checkpointer:
         if self.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        sizes = ranks.gather(sum(t.numel() * t.element_size() for part in parts.values() for t in part.values()))
-        free = shutil.disk_usage(self.folder).free
-        if sum(sizes) * SPARE > free:
+        size = sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+        told = ranks.gather((size, shutil.disk_usage(self.folder).free if self.rank == 0 else 0))
+        needed, free = sum(size for size, _ in told) * SPARE, told[0][1]
+        if needed > free:
             raise StageFailed(
-                f"no room for a checkpoint: {sum(sizes) * SPARE / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free "
+                f"no room for a checkpoint: {needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free "
                 f"at {self.folder}; the last whole checkpoint stands: make room and go on with `r1 resume`"
             )
         journal = self.folder.parent / JOURNAL
         lines = journal.read_bytes() if self.rank == 0 and journal.exists() else b""
-        self._pending = _Pending(temporary, step, state, lines, parts, self.rank)
+        received = self._received(temporary, parts)
+        self._pending = _Pending(temporary, step, state, lines, {} if self.rank in self._apart else parts, self.rank, received)
+
+    def _received(self, temporary: Path, parts: Parts) -> list["_Written"]:
+        """Of the ranks that cannot write into the folder rank 0 writes the shares. Every rank calls it."""
+        written = []
+        for rank in self._apart:
+            share = ranks.to_first(parts, rank)
+            if share is not None:
+                written.append(_write_share(temporary, rank, share))
+        return written
 
     def finish(self) -> None:
         """Wait for what was begun, and publish it. Nothing happens when nothing was begun."""
@@ -108,7 +124,7 @@ class Checkpointer:
             found = continues
         if found is None:
             return None
-        stored = Stored(found)
+        stored = Relayed(found, self.rank) if self._apart and found != continues else Stored(found)
         if self.rank == 0 and stored.ranks != world_size:
             print(
                 f"checkpoint {found.name} was written by {stored.ranks} processes and goes on with {world_size}: "
@@ -119,94 +135,53 @@ class Checkpointer:
         return stored
 
 
+_Written = tuple[Digests, str]
+"""Digests and sizes of a share's files, and why it could not be written."""
+
+
+def _apart(folder: Path, rank: int) -> list[int]:
+    """Ranks to which the folder that rank 0 writes into is not there. Every rank calls it."""
+    if hosts.count() == 1:
+        return []
+    token = ranks.gather(hosts.mark(folder.parent) if rank == 0 else "")[0]
+    return [number for number, there in enumerate(ranks.gather(hosts.sees(folder.parent, token))) if not there]
+
+
+def _write_share(folder: Path, rank: int, parts: Parts) -> _Written:
+    """Write the share of a rank."""
+    digests: Digests = {}
+    try:
+        for part, tensors in parts.items():
+            file = folder / f"{part}-rank{rank}.safetensors"
+            save_file(dict(tensors), file)
+            sync_file(file)
+            digests[file.name] = [digest_file(file), file.stat().st_size]
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        return digests, str(error)
+    return digests, ""
+
+
 class _Pending:
     """A checkpoint that is being written by this rank's thread."""
 
     def __init__(
-        self,
-        folder: Path,
-        step: int,
-        state: dict[str, Any],
-        journal: bytes,
-        parts: Mapping[str, Mapping[str, Tensor]],
-        rank: int,
+        self, folder: Path, step: int, state: dict[str, Any], journal: bytes, parts: Parts, rank: int, received: list[_Written]
     ) -> None:
+        """`received`: what this rank has written for others."""
         self.folder, self.step, self.state, self.journal = folder, step, state, journal
         self._parts, self._rank = parts, rank
-        self._digests: Digests = {}
-        self._error = ""
+        self._written = received
         self._thread = threading.Thread(target=self._write, daemon=True, name="checkpoint")
         self._thread.start()
 
     def _write(self) -> None:
-        try:
-            for part, tensors in self._parts.items():
-                file = self.folder / f"{part}-rank{self._rank}.safetensors"
-                save_file(dict(tensors), file)
-                sync_file(file)
-                self._digests[file.name] = [digest_file(file), file.stat().st_size]
-        except (OSError, SafetensorError) as error:  # a full disk comes as either
-            self._error = str(error)
+        self._written.append(_write_share(self.folder, self._rank, self._parts))
 
-    def wait(self) -> tuple[Digests, str]:
+    def wait(self) -> _Written:
         """What this rank has written, and why it could not."""
         self._thread.join()
-        return self._digests, self._error
-
-
-class Stored:
-    """A whole checkpoint on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.state: dict[str, Any] = read_json(path / "state.json")
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks wrote it."""
-        return len(list(self.path.glob("policy-rank*.safetensors")))
-
-    def steps_done(self, steps: int, *, continued: bool) -> int:
-        """How many steps are done. Raises UserError when that is more than `steps`, or leaves none of them to continue with."""
-        step: int = self.state["step"]
-        if step > steps or (continued and step == steps):
-            raise UserError(
-                f"the checkpoint is of step {step}, the stage ends at {steps}", where="steps", mend="make it larger"
-            )
-        return step
-
-    @property
-    def journal(self) -> Path:
-        """The journal as it was."""
-        return self.path / JOURNAL
-
-    def has(self, part: str) -> bool:
-        """Whether there is such a part."""
-        return any(self.path.glob(f"{part}-rank*.safetensors"))
-
-    def part(self, name: str) -> "StoredPart":
-        """The tensors of a part, of all ranks that wrote it."""
-        return StoredPart(sorted(self.path.glob(f"{name}-rank*.safetensors")))
-
-
-class StoredPart:
-    """Reads tensors by name, whichever file they are in."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._place = str(files[0].parent) if files else ""
-        self._files = [safe_open(file, framework="pt") for file in files]
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  no mapping
-
-    def __call__(self, name: str) -> Tensor:
-        """The tensor of that name, on the CPU.
-
-        Raises UserError when there is none: the checkpoint is of another model, or without an optimizer's moments.
-        """
-        if name not in self._where:
-            mend = "start the stage again with --fresh"
-            raise UserError(f"the checkpoint has no tensor `{name}`", where=self._place, mend=mend)
-        tensor: Tensor = self._where[name].get_tensor(name)
-        return tensor
+        digests = {name: found for share, _ in self._written for name, found in share.items()}
+        return digests, next((error for _, error in self._written if error), "")
 
 
 def steps(folder: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,26 @@ def gather(item: T) -> list[T]:
     with clock.span("wait"):
         dist.all_gather_object(found, item)
     return found
+
+
+def from_first(item: Any) -> Any:
+    """Rank 0's item, on every rank."""
+    found = [item]
+    with clock.span("wait"):
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def to_first(item: T, source: int) -> T | None:
+    """The item of rank `source`, on rank 0; None elsewhere. Every rank calls it."""
+    with clock.span("wait"):
+        if number() == source:
+            dist.send_object_list([item], 0)
+        elif number() == 0:
+            found: list[Any] = [None]
+            dist.recv_object_list(found, source)
+            return cast("T", found[0])
+    return None
 
 
 def barrier() -> None:

@@ -7,9 +7,9 @@ Every field has its doc string under it. A field is *semantic* (part of the stag
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["model", "dataset", "report"]
 InputKind = OutputKind | Literal["checkpoint"]
@@ -44,8 +44,17 @@ def _checkpoint(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError("should be HOST:PORT, such as `node1:29400`")
+    return text
+
+
 EXECUTION = Execution()
 ADDED = Added()
+Address = Annotated[str, AfterValidator(_address)]
+"""`HOST:PORT`."""
 ModelRef = Annotated[str, StageInput("model")]
 DatasetRef = Annotated[str, StageInput("dataset")]
 ReportRef = Annotated[str, StageInput("report")]
@@ -64,7 +73,20 @@ class Compute(Config):
     """Where and how widely a stage runs. None of it changes the result beyond rounding."""
 
     processes: int = Field(default=1, ge=1)
-    """Processes (ranks) on this machine; more than one runs under torchrun. Generation and evaluation use one."""
+    """Processes (ranks) on each machine; more than one runs under torchrun. Generation and evaluation use one."""
+    hosts: int = Field(default=1, ge=1)
+    """Machines that train together, each with as many processes."""
+    launcher: Literal["local", "slurm", "kubernetes"] = "local"
+    """What starts them. `local`: `r1 run` starts its own machine's processes, and `r1 join` every other one's; `slurm`: a step
+    of the allocation that `r1` runs in; `kubernetes`: a JobSet, for stages on one machine too."""
+    rendezvous: Address | None = None
+    """HOST:PORT of the first machine, as the others reach it: needed by several hosts under `local`, known to the others."""
+    interface: str | None = None
+    """Network interface between the machines, such as `eth0`; null: that of the way to `rendezvous` (NCCL chooses its own)."""
+    join_s: float = Field(default=600.0, gt=0)
+    """Seconds that machines wait for each other before a stage begins."""
+    manifest: str | None = None
+    """The JobSet that the launcher `kubernetes` fills in: image, volumes, GPUs; null: infra/kubernetes/stage.yaml."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of each process; by default the machine's cores divided by `processes`."""
     profile: int | None = Field(default=None, ge=1)
@@ -75,10 +97,16 @@ class Compute(Config):
     """Prefect global concurrency limit of which the stage holds as many slots as it has processes while it runs, so that
     pipelines that share GPUs wait for each other; null: none. `r1 deploy --slots gpu=8` makes one of eight."""
     frozen_s: float = Field(default=120.0, gt=0)
-    """Seconds that a process may give no sign of life before the stage is ended (a sign comes every two)."""
+    """Seconds that a process or a machine may give no sign of life before the stage is ended (a sign comes every two)."""
     silent_s: float = Field(default=1800.0, gt=0)
     """Seconds that the stage may get nowhere (no forward pass, token or chunk on any process) before it is ended; they begin
     with the imports and the loading of the model."""
+
+    @model_validator(mode="after")
+    def _found_by_the_others(self) -> Self:
+        if self.hosts > 1 and self.launcher == "local" and self.rendezvous is None:
+            raise ValueError("several hosts need `rendezvous: HOST:PORT` of the first of them, or the launcher `slurm`")
+        return self
 
 
 class StageConfig(Config):

@@ -58,6 +58,10 @@ class StageFolder:
         """`1/`, `2/` …: log.txt and outcome.json of each attempt."""
         return self.path / "attempts"
 
+    def host(self, number: int) -> Path:
+        """What machine `number` leaves, from 1: `1/`, `2/` … of its own attempts. The first machine's are `attempts`."""
+        return self.path / "hosts" / str(number)
+
     @property
     def lock(self) -> Path:
         """Held by the pipeline that works in this folder."""
@@ -67,10 +71,11 @@ class StageFolder:
         """The folder of the output: `model`, `dataset` or `report`."""
         return self.path / kind
 
-    def new_attempt(self) -> Path:
-        """Make the next numbered attempt folder."""
-        done = [int(p.name) for p in self.attempts.glob("*") if re.fullmatch("[0-9]+", p.name)]
-        attempt = self.attempts / str(max(done, default=0) + 1)
+    def new_attempt(self, host: int = 0) -> Path:
+        """Make the next numbered attempt folder of a machine."""
+        attempts = self.host(host) if host else self.attempts
+        done = [int(p.name) for p in attempts.glob("*") if re.fullmatch("[0-9]+", p.name)]
+        attempt = attempts / str(max(done, default=0) + 1)
         attempt.mkdir(parents=True)
         return attempt
 

@@ -4,6 +4,7 @@ A thread touches `alive-rank<n>` in the attempt's folder every two seconds: it s
 gone. `progress-rank<n>` is touched when the stage has done something since (a forward pass, a token, a chunk): ranks that wait
 for each other for ever live, and do not get on. A rank may wait long for another that works, so a stage is silent only when
 all are. The parent counts by its own clock from when it last saw a change: a laptop that slept is not taken for a hang.
+A parent sees the folder of its own machine; what other machines do comes over the network (stages/engine/hosts.py).
 """
 
 import threading
@@ -35,6 +36,11 @@ def start(attempt: Path, rank: int) -> None:
     threading.Thread(target=beat, daemon=True, name="heartbeat").start()
 
 
+def newest_progress(attempt: Path) -> int:
+    """When a rank of this machine last got on, in ns of the file system's clock; 0 before the first time."""
+    return max((path.stat().st_mtime_ns for path in attempt.glob("progress-rank*")), default=0)
+
+
 class Watchdog:
     """The parent's eye on an attempt."""
 
@@ -52,7 +58,7 @@ class Watchdog:
             if (age := self._age(path, now)) > self._frozen_s:
                 rank = path.name.removeprefix("alive-")
                 return f"{rank} has given no sign of life for {age:.0f} s (stopped, swapped out or frozen)"
-        silent = min([now - self._begun, *(self._age(path, now) for path in self._attempt.glob("progress-rank*"))])
+        silent = min([now - self._begun, *(self._age(path, now) for path in self._attempt.glob("progress-*"))])
         if silent > self._silent_s:
             return f"no rank has got on for {silent:.0f} s (waiting for each other, or for something that never comes)"
         return ""

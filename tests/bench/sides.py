@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.launch import WAITING
+from flows.launchers.local import WAITING
 
 ROOT = Path(__file__).resolve().parents[2]
 

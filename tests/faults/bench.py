@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.launch import MARK_VARIABLE
+from flows.process_tree import MARK_VARIABLE
 from stages.rewards.math_pool import MathPool
 from stages.store.files import files_below
 from stages.store.folders import StageFolder

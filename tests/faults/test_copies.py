@@ -136,7 +136,7 @@ def test_a_checkpoint_under_another_name_or_with_another_ones_share_is_passed_ov
 
 
 def test_a_tensor_that_a_checkpoint_does_not_have_is_named(checkpoints: Path) -> None:
-    from stages.engine.checkpoints import Stored
+    from stages.engine.stored import Stored
 
     with pytest.raises(UserError, match=r"no tensor `b\|weight`"):
         Stored(checkpoints / "step-000004").part("policy")("b|weight")

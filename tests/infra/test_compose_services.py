@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.launch import ProcessTree
+from flows.process_tree import ProcessTree
 from flows.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment

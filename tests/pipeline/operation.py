@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from flows.launch import ProcessTree
 from flows.prefect_home import server_arguments, server_environment
+from flows.process_tree import ProcessTree
 from flows.server_process import Server, free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.kinds import stage_kind
+from stages.store.files import digest_path
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 
@@ -23,7 +24,7 @@ def prepare(folder: Path, config: Any, inputs: Mapping[str, Path]) -> Path:
         "version": stage_kind(config.kind).version,
         "fingerprint": "0" * 64,
         "config": config.model_dump(mode="json"),
-        "inputs": {role: {"digest": "0", "path": str(path)} for role, path in inputs.items()},
+        "inputs": {role: {"digest": digest_path(path), "path": str(path)} for role, path in inputs.items()},
     }
     (folder / "config.json").write_text(json.dumps(record))
     return folder

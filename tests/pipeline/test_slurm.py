@@ -1,0 +1,136 @@
+"""The scripts of infra/slurm under a real Slurm: a stage on two nodes, and a job that goes back into the queue and goes on."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.recipe import load_recipe
+from stages.store.files import digest_files
+from stages.tracking.journal import read
+from tests.conftest import ROOT
+from tests.pipeline import stage_process
+from tests.pipeline.slurm_cluster import Cluster, slurm
+from tests.pipeline.stage_process import finish
+
+pytestmark = pytest.mark.slow
+STEPS = 10
+REASONING = [f"stages.reasoning.steps={STEPS}", "stages.reasoning.deepspeed=zero3", "stages.reasoning.checkpoints.every=4"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`r1`, for R1 of the scripts."""
+    path = tmp_path_factory.mktemp("bin") / "r1"
+    path.write_text(f'#!/bin/sh\nexec env PYTHONPATH="{ROOT}" "{sys.executable}" -m flows.cli "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def submit(cluster: Cluster, command: Path, log: Path, script: str, *arguments: object, **environment: str) -> str:
+    """Submit one of the scripts on two nodes; the job's number."""
+    options = ["--parsable", "--nodes=2", "--cpus-per-task=1", f"--chdir={ROOT}", f"--output={log}", "--time=20"]
+    return cluster.say("sbatch", *options, ROOT / "infra/slurm" / script, *arguments, R1=str(command), **environment)
+
+
+def wait(cluster: Cluster, log: Path, condition: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{log.read_text()[-3000:] if log.exists() else ''}\n{cluster.logs()}"
+        time.sleep(0.2)
+
+
+def back_in_the_queue(cluster: Cluster, job: str, log: Path) -> None:
+    """Wait until the job has been put back; it need not wait there as long as Slurm makes such a job wait."""
+    wait(cluster, log, lambda: cluster.state(job)[1] == 1, 90)
+    wait(cluster, log, lambda: cluster.state(job)[0] != "COMPLETING", 60)
+    if cluster.state(job)[0] == "PENDING":
+        cluster.say("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [line.step for line in read(folder / "journal.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = load_recipe(ROOT / "tests/pipeline/tiny.yaml").stages["base"]
+    return finish(stage_process.prepare(tmp_path_factory.mktemp("base") / "stage", config, {})) / "model"
+
+
+def prepare(folder: Path, base: Path, compute: str) -> Path:
+    recipe = load_recipe(ROOT / "tests/pipeline/tiny.yaml", [*REASONING, f"stages.reasoning.compute={compute}"])
+    return stage_process.prepare(folder, recipe.stages["reasoning"], {"policy": base})
+
+
+def test_a_stage_on_two_nodes_goes_back_into_the_queue_and_on(
+    tmp_path: Path, cluster: Cluster, command: Path, base: Path
+) -> None:
+    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    # Both nodes are this machine, whose name the nodes' names are not.
+    job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29555")
+    wait(cluster, log, lambda: len(steps_of(folder)) >= 2, 180)
+    cluster.say("scancel", "--batch", "--signal=USR1", job)  # as Slurm does ahead of the time limit
+    back_in_the_queue(cluster, job, log)
+    first = steps_of(folder)
+    assert 0 < len(first) < STEPS
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 240)
+    assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
+    said = log.read_text()
+    assert "the stage ended with 75 (start 1 of this job)" in said
+    assert "the stage ended with 0 (start 2 of this job)" in said
+    assert steps_of(folder) == list(range(1, STEPS + 1))
+    one = finish(prepare(tmp_path / "one", base, "{processes: 2, threads: 1}"), 2)
+    assert digest_files(folder / "model") == digest_files(one / "model")
+
+
+def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, command: Path, base: Path) -> None:
+    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29556")
+    wait(cluster, log, lambda: len(steps_of(folder)) >= 1, 180)
+    cluster.say("scancel", job)
+    wait(cluster, log, lambda: cluster.state(job)[0] == "CANCELLED", 90)
+    time.sleep(3)
+    assert cluster.state(job) == ("CANCELLED", 0)
+
+
+def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path, cluster: Cluster, command: Path) -> None:
+    runs, log = tmp_path / "runs", tmp_path / "job.log"
+    compute = 'stages.reasoning.compute={hosts: 2, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
+    settings = [word for text in (*REASONING, compute) for word in ("--set", text)]
+    settings = [*settings, "--until", "reasoning"]
+    job = submit(cluster, command, log, "run.sbatch", "tests/pipeline/tiny.yaml", *settings, R1_RUNS=str(runs))
+
+    def stage() -> Path | None:
+        """The reasoning stage's folder, once it has begun: the second one of kind `rl`."""
+        prepared = [path for path in runs.glob("stages/rl-*") if (path / "config.json").exists()]
+        return next(
+            (path for path in prepared if json.loads((path / "config.json").read_text())["config"]["steps"] == STEPS), None
+        )
+
+    wait(cluster, log, lambda: (folder := stage()) is not None and len(steps_of(folder)) >= 2, 420)
+    cluster.say("scancel", "--batch", "--signal=USR1", job)
+    back_in_the_queue(cluster, job, log)
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 300)
+    assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
+    said = log.read_text()
+    assert "r1 ended with 75 (start 1 of this job)" in said
+    assert "r1 ended with 0 (start 2 of this job)" in said
+    (run,) = (runs / "pipelines").iterdir()  # resumed, and not begun again
+    record = json.loads((run / "pipeline.json").read_text())
+    assert record["status"] == "done"
+    folder = stage()
+    assert folder is not None
+    assert steps_of(folder) == list(range(1, STEPS + 1))
+    assert len(list((folder / "attempts").iterdir())) == 2
+    assert sorted(os.listdir(folder / "hosts")) == ["1"]  # noqa: PTH208
