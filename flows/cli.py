@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "flows.commands:run",
     "resume": "flows.commands:resume",
     "stage": "flows.commands:stage",
+    "plan": "flows.plan:plan",
     "status": "flows.commands:status",
     "compare": "flows.commands:compare",
     "up": "flows.commands:up",
@@ -74,6 +75,18 @@ def parser() -> argparse.ArgumentParser:
     stage.add_argument("config", metavar="CONFIG")
     stage.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     stage.add_argument("--fresh", action="store_true", help="compute it again")
+    plan = command("plan", "What would run, and what it takes: memory, tokens, hours, cost.")
+    plan.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
+    plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
+    plan.add_argument("--gpu", metavar="NAME", help="h800, h100, a100 or cpu (default: cpu in float32, else h100)")
+    plan.add_argument("--gpus", metavar="N[,N…]", type=_numbers, help="for every stage; several numbers: a table, on paper")
+    plan.add_argument("--price", type=_positive, help="of a GPU hour")
+    plan.add_argument("--length", metavar="TOKENS", type=_positive, help="mean length of an answer")
+    plan.add_argument("--layout", choices=("zero", "resident"), default="zero", help="resident: tensor, pipeline, expert parallel")
+    plan.add_argument("--speculation", type=_positive, default=1.0, help="tokens that a step of decoding gives (default: 1)")
+    plan.add_argument("--model-config", metavar="STAGE=FILE", action="append", default=[], help="a model's config.json")
+    plan.add_argument("--calibrate", metavar="RUNS", help="learn this machine's speed from the finished runs of a folder")
+    plan.add_argument("--out", metavar="FOLDER", help="where --calibrate writes (default: RUNS)")
     status = command("status", "What runs there are, or how far one is.", place)
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
@@ -101,6 +114,20 @@ def _natural(text: str) -> int:
     if value < 0:
         raise ValueError
     return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
