@@ -1,7 +1,7 @@
 """`r1 plan --calibrate FOLDER`: this machine's seconds per unit from the stages that a runs folder has finished on it.
 
-The measurements are written, not the fit: `r1 plan` makes it from them, and so can anyone. Each run is also predicted by a fit of
-the others, which says how far a plan can be trusted.
+The measurements are written, not the fit: `r1 plan` makes it from them, and so can anyone. Each run is also predicted by a
+fit of the others, which says how far a plan can be trusted.
 """
 
 import argparse
@@ -58,7 +58,14 @@ def read_runs(folder: Path) -> list[Measured]:
 def told(errors: list[dict[str, Any]], rates: dict[str, float]) -> str:
     """Each run as the others predict it, and the seconds per unit."""
     rows = [
-        [e["run"], e["kind"], f"{e['measured']:.1f}", f"{e['predicted']:.1f}", f"{e['error']:+.0%}", f"{e['error_with_start']:+.0%}"]
+        [
+            e["run"],
+            e["kind"],
+            f"{e['measured']:.1f}",
+            f"{e['predicted']:.1f}",
+            f"{e['error']:+.0%}",
+            f"{e['error_with_start']:+.0%}",
+        ]
         for e in errors
     ]
     head = ["run", "kind", "seconds", "by the others", "error", "with start and end"]

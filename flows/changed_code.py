@@ -1,8 +1,9 @@
 """Whether the code of a kind of stage has changed since a finished stage was computed, though its version has not.
 
 A kind's code is its module and every module under stages/ that it imports, also inside functions, but for the rooms that only
-keep and show (`RECORDS`). Compared are git's file of the commit in the manifest and the file of now, as syntax trees without doc
-strings: comments and formatting change nothing. What git cannot tell is said: no commit, or changes that were never committed.
+keep and show (`RECORDS`). Compared are git's file of the commit in the manifest and the file of now, as syntax trees without
+doc strings: comments and formatting change nothing. What git cannot tell is said. (It cannot tell what was not committed when
+the stage ran: the manifest has the commit alone.)
 """
 
 import ast

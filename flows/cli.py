@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", metavar="N[,N…]", type=_numbers, help="for every stage; several numbers: a table, on paper")
     plan.add_argument("--price", type=_positive, help="of a GPU hour")
     plan.add_argument("--length", metavar="TOKENS", type=_positive, help="mean length of an answer")
-    plan.add_argument("--layout", choices=("zero", "resident"), default="zero", help="resident: tensor, pipeline, expert parallel")
+    plan.add_argument("--layout", choices=("zero", "resident"), default="zero", help="of weights in training, on paper")
     plan.add_argument("--speculation", type=_positive, default=1.0, help="tokens that a step of decoding gives (default: 1)")
     plan.add_argument("--model-config", metavar="STAGE=FILE", action="append", default=[], help="a model's config.json")
     plan.add_argument("--calibrate", metavar="RUNS", help="learn this machine's speed from the finished runs of a folder")

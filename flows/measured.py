@@ -61,7 +61,14 @@ class _Stage:
     """A finished stage, read."""
 
     def __init__(
-        self, folder: StageFolder, manifest: Manifest, record: StageRecord, config: Any, lines: list[Line], shape: Shape, item: int
+        self,
+        folder: StageFolder,
+        manifest: Manifest,
+        record: StageRecord,
+        config: Any,
+        lines: list[Line],
+        shape: Shape,
+        item: int,
     ) -> None:
         self.folder, self.manifest, self.record, self.config = folder, manifest, record, config
         self.lines, self.shape, self.item = lines, shape, item

@@ -1,7 +1,7 @@
 """`r1 plan CONFIG`: what would run and what is reused, memory, tokens, hours and cost, before anything runs.
 
-`r1 plan CONFIG --gpus 8,64,512`: the same on paper for several numbers of GPUs. `r1 plan --calibrate FOLDER`: learn this machine's
-speed from runs that it has finished.
+`r1 plan CONFIG --gpus 8,64,512`: the same on paper for several numbers of GPUs. `r1 plan --calibrate FOLDER`: learn this
+machine's speed from runs that it has finished.
 """
 
 import argparse
@@ -141,6 +141,8 @@ def _files(given: list[str]) -> dict[str, Path]:
     for text in given:
         stage, equals, file = text.partition("=")
         if not equals:
-            raise UserError(f"`{text}` is not STAGE=FILE", where="--model-config", mend="for example --model-config base=config.json")
+            raise UserError(
+                f"`{text}` is not STAGE=FILE", where="--model-config", mend="for example --model-config base=config.json"
+            )
         found[stage] = Path(file)
     return found

@@ -1,4 +1,4 @@
-"""What one stage takes on so many devices: its settings turned into groups, samplers and loops, and these into seconds and bytes."""
+"""What one stage takes on so many devices: its settings become groups, samplers and loops, and these seconds and bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -175,5 +175,7 @@ def _beside(config: Any, shape: Shape, item: int, zero: int, place: Place) -> fl
     reference = weights if config.kl > 0 else 0.0
     if config.rollout.engine == "vllm":
         gpu = place.device.gpu
-        return reference + (0.0 if config.rollout.sleep or gpu is None else (config.rollout.memory_share or GPU_SHARE) * gpu.memory)
+        return reference + (
+            0.0 if config.rollout.sleep or gpu is None else (config.rollout.memory_share or GPU_SHARE) * gpu.memory
+        )
     return reference + (weights if zero == 3 else 0.0)

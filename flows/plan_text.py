@@ -36,7 +36,9 @@ def _stages(stages: list[dict[str, Any]], total: dict[str, float], device: dict[
         figures = [str(stage["processes"]), _tokens(stage["tokens"]), _time(stage["hours"])]
         cost = [f"{stage['cost']:,.0f}"] if paid else []
         rows.append([*row, *figures, *cost, _shares(stage["seconds"])])
-    rows.append(["all", "", "", "", _tokens(total["tokens"]), _time(total["hours"]), *([f"{total['cost']:,.0f}"] if paid else []), ""])
+    rows.append(
+        ["all", "", "", "", _tokens(total["tokens"]), _time(total["hours"]), *([f"{total['cost']:,.0f}"] if paid else []), ""]
+    )
     return table(head, rows, right=False)
 
 

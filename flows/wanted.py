@@ -1,4 +1,4 @@
-"""What a stage is to compute, and under which fingerprint: `r1 run` looks for it on disk, `r1 plan` says whether it is there."""
+"""What a stage is to compute, and under which fingerprint: `r1 run` looks for it on disk, `r1 plan` says if it is there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ class Sampled:
 
 
 def packed_texts(prompts: Iterable[tuple[int, list[int]]], micro_tokens: int) -> Texts:
-    """Prompts, each with the lengths of its answers, as the engine packs them: a prompt once, answers without their last token."""
+    """Prompts with the lengths of their answers, as the engine packs them: a prompt once, answers without their last token."""
     tokens = attended = predicted = 0.0
     for prompt, answers in prompts:
         tokens += prompt
@@ -85,7 +85,7 @@ def forward_flop(shape: Shape, texts: Texts) -> float:
 
 
 def pass_amounts(shape: Shape, trained: Texts, read: Texts, item: int, *, recompute: bool = False) -> Amounts:
-    """Of forward and backward over `trained`, and forward alone over `read`. A backward pass takes twice a forward's operations.
+    """Of forward and backward over `trained`, and forward alone over `read`. Backward takes twice a forward's operations.
 
     item: bytes of a number; recompute: layers are computed again for their gradient.
     """

@@ -21,7 +21,7 @@ PLAN = Path(__file__).resolve().parents[2] / "configs" / "plan"
 STORAGE = 1.0e9
 """Bytes a second of the disk of a GPU's machine: assumed."""
 GPU_START = 90.0
-"""Seconds until a stage's processes, and vLLM beside them, are there: assumed (measured on a CPU: 40 for vLLM, 9 for a stage)."""
+"""Seconds until a stage's processes, and vLLM beside them, are there: assumed (on a CPU vLLM took 40)."""
 HANDLED = ("answers", "steps")
 """Amounts that are Python's work on any machine: a GPU's have the CPU's measured seconds."""
 
@@ -55,7 +55,7 @@ class Device:
     """Seconds per unit, and what else a plan asks of a device."""
 
     def __init__(self, name: str, rates: dict[str, float], gpu: Gpu | None, memory: float, source: str) -> None:
-        """`gpu`: None for a CPU, whose processes share it; `memory`: bytes, a GPU's or the machine's; `source`: of the rates."""
+        """`gpu`: None for a CPU, whose processes share it; `memory`: bytes, of a GPU or the machine; `source`: of the rates."""
         self.name, self.rates, self.gpu, self.memory, self.source = name, rates, gpu, memory, source
 
     def seconds(self, amounts: Amounts, processes: int = 1, width: int = 1) -> float:
@@ -111,7 +111,7 @@ def gpu_device(name: str, calibrated: dict[str, float]) -> Device:
 
 
 def cpu_device(rates: dict[str, float], memory: float, source: str) -> Device:
-    """This machine, by measured rates."""
+    """The machine at hand, by measured rates."""
     return Device("cpu", rates, None, memory, source)
 
 
@@ -121,7 +121,7 @@ def shipped() -> list[Measured]:
 
 
 def rates_of(own: Path) -> tuple[dict[str, float], str]:
-    """This machine's seconds per unit, and where they come from: `own` (of `r1 plan --calibrate`) if there, else the shipped."""
+    """Seconds per unit of the machine at hand, and where they come from: `own` (of `r1 plan --calibrate`), else the shipped."""
     if own.is_file():
         try:
             runs = [Measured.model_validate(item) for item in read_json(own)["runs"]]
@@ -131,7 +131,6 @@ def rates_of(own: Path) -> tuple[dict[str, float], str]:
         return fitted(runs), f"{len(runs)} runs measured on this machine ({own})"
     runs = shipped()
     return fitted(runs), f"{len(runs)} runs measured on 2 cores of an EPYC (configs/plan/calibration.json), not on this machine"
-
 
 
 def _text(name: str) -> str:

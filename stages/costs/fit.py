@@ -44,16 +44,18 @@ class Measured(BaseModel):
 
 
 def fitted(runs: Sequence[Measured]) -> dict[str, float]:
-    """Amount -> seconds per unit. One that no run has is left out."""
-    import numpy
+    """Amount -> seconds per unit. One that no run has is left out; without runs there is nothing."""
+    if not runs:
+        return {}
+    import numpy as np
     from scipy.optimize import nnls
 
     names = [name for name in UNITS if any(span.amounts.get(name) for run in runs for span in run.spans.values())]
     spans = [(span, run.seconds) for run in runs for span in run.spans.values() if any(span.amounts.values())]
-    weights = numpy.array([1 / (span.seconds + CRUMB * whole) for span, whole in spans])
-    matrix = numpy.array([[span.amounts.get(name, 0.0) for name in names] for span, _ in spans]) * weights[:, None]
+    weights = np.array([1 / (span.seconds + CRUMB * whole) for span, whole in spans])
+    matrix = np.array([[span.amounts.get(name, 0.0) for name in names] for span, _ in spans]) * weights[:, None]
     scale = matrix.max(axis=0)
-    found, _ = nnls(matrix / scale, numpy.array([span.seconds for span, _ in spans]) * weights)
+    found, _ = nnls(matrix / scale, np.array([span.seconds for span, _ in spans]) * weights)
     return {name: float(value / size) for name, value, size in zip(names, found, scale, strict=True)}
 
 

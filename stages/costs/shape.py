@@ -126,7 +126,7 @@ class Shape:
         return self.layers * self.attention + self.feed_forward(self.experts.count * share) + self.norms + self.head
 
     def seen(self, *, decoding: bool = False) -> int:
-        """Operations of attention for one token that sees one key, in all layers. Decoding latent attention works compressed."""
+        """Operations of attention for one token that sees one key, in all layers. Latent attention decodes compressed."""
         if self.latent is None:
             return 4 * self.layers * self.heads * self.head_size
         a = self.latent

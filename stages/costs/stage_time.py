@@ -1,7 +1,7 @@
 """Hours of a stage on so many devices, and where they go: from one step's groups to seconds by span.
 
-What is assumed of machines is here: replicas of the sampler work side by side and the slowest is waited for; processes train side
-by side; ZeRO-3's exchange runs beside the arithmetic, all other exchange after it.
+What is assumed of machines is here: replicas of the sampler work side by side and the slowest is waited for; processes train
+side by side; ZeRO-3's exchange runs beside the arithmetic, all other exchange after it.
 """
 
 from dataclasses import dataclass, field
@@ -71,18 +71,22 @@ def sampling(shape: Shape, item: int, groups: Groups, sampler: Sampler, device: 
 
 
 def training(shape: Shape, item: int, groups: Groups, loop: Loop, device: Device, *, resident: bool = False) -> Spent:
-    """The updates of one step. `resident`: weights stay where they are (tensor, pipeline, expert parallel), nothing is gathered:
-    the published shares of such training have its communication in them already."""
+    """The updates of one step.
+
+    resident: weights stay where they are (tensor, pipeline, expert parallel) and nothing is gathered: the published shares of
+    such training have its communication in them already.
+    """
     spans = train_spans(shape, item, groups, loop)
     spent = Spent(tokens=float(sum(prompt + sum(answers) for prompt, answers in groups)))
     update, optimizer = (device.seconds(spans[name], loop.processes) for name in ("update", "optimizer"))
     if resident and device.gpu is not None:
         optimizer /= 1 if loop.zero else loop.processes
     else:
-        # A process takes whole answers: with few of them the one that has the longest is waited for.
-        texts = [answer for _, answers in groups for answer in answers]
+        # A process takes whole answers: in each update the one that has the longest is waited for.
+        texts = sorted(answer for _, answers in groups for answer in answers)
+        longest = sum(texts[-loop.minibatches :]) / loop.minibatches
         share = sum(texts) / loop.processes / loop.minibatches
-        update *= max(1.0, max(texts, default=0) / max(share, 1.0)) if device.gpu is not None else 1.0
+        update *= max(1.0, longest / max(share, 1.0)) if device.gpu is not None else 1.0
         exchange = device.exchange(spans["update"], loop.processes)
         spent.add("exchange", max(0.0, exchange - update) if loop.zero == 3 else exchange)
     spent.add("update", update)

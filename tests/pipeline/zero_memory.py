@@ -1,6 +1,6 @@
 """A rank of the memory test: two supervised updates of a model, and how far the memory rose above what the imports take.
 
-`torchrun … -m tests.pipeline.zero_memory FOLDER`: in it case.json with model, zero, micro_tokens; each rank leaves rank<n>.json.
+`torchrun … -m tests.pipeline.zero_memory FOLDER`: in it case.json (model, zero, micro_tokens); each rank leaves rank<n>.json.
 """
 
 import json

@@ -68,7 +68,8 @@ def test_an_update_takes_what_the_bench_counts() -> None:
 
 def test_minibatches_compute_a_shared_prompt_again() -> None:
     one, four = (
-        train_spans(shape(SMOL), 4, [(100, [50] * 8)], Loop(minibatches=n, readings=0))["update"]["product_flop"] for n in (1, 4)
+        train_spans(shape(SMOL), 4, [(100, [50] * 8)], Loop(minibatches=n, readings=0))["update"]["product_flop"]
+        for n in (1, 4)
     )
     head = 3 * 2 * shape(SMOL).head * 400
     # Tokens: 100 + 8 × 49 = 492 against 4 × 100 + 8 × 49 = 792; attention and head hardly change.
@@ -93,7 +94,8 @@ def test_activations_of_a_llama_layer() -> None:
     """Of a token of SmolLM2 in float32: 30 layers of 10 × 576 + 4 × 192 + 4 × 1,536 numbers."""
     assert shape(SMOL).kept(4) == 30 * (10 * 576 + 4 * 192 + 4 * 1536) * 4
     whole, again = (
-        training_memory(shape(SMOL), zero=0, processes=1, item=4, micro_tokens=1024, recompute=r).activations for r in (False, True)
+        training_memory(shape(SMOL), zero=0, processes=1, item=4, micro_tokens=1024, recompute=r).activations
+        for r in (False, True)
     )
     assert again == pytest.approx(30 * 576 * 4 * 1024 + whole / 30, rel=1e-3)
 
@@ -159,13 +161,17 @@ def test_each_shipped_run_is_predicted_by_the_others_within_30_percent() -> None
 def test_r1_zero_on_512_h800_comes_out_within_a_factor_of_2_of_198_hours(factor: float, speculation: float) -> None:
     """The paper's setting: 10,400 updates; the longest answer 32,768 tokens, from update 8,200 on 65,536.
 
-    Nothing was fitted to the 198 hours: the H800's figures are of its data sheet, of V3's training and of DeepEP. Lengths are of
-    the paper's figure 1b (some hundred tokens at first, about 10,000 before the limit is raised), and need not be exact; nor need
-    one know how much speculative decoding (the paper has V3's multi-token prediction: 1.8 tokens a step) gave.
+    Nothing was fitted to the 198 hours: the H800's figures are of its data sheet, of V3's training and of DeepEP. Lengths are
+    read off the paper's figure of them (some hundred tokens at first, about 10,000 before the limit is raised) and need not be
+    exact; nor need one know how much speculative decoding gave (V3's multi-token prediction: 1.8 tokens a step, its report).
     """
     hours = 0.0
     for steps, limit, length in ((512, 32768, 5000.0), (138, 65536, 12000.0)):
-        sets = [f"stages.zero.steps={steps}", f"stages.zero.sampling.max_tokens={limit}", "shared.rollout.max_model_length=70000"]
+        sets = [
+            f"stages.zero.steps={steps}",
+            f"stages.zero.sampling.max_tokens={limit}",
+            "shared.rollout.max_model_length=70000",
+        ]
         recipe = load_recipe("configs/deepseek-v3.yaml", sets)
         shapes = model_shapes(recipe, {}, {})
         place = Place(gpu_device("h800", rates_of(Path("none"))[0]), 512, resident=True, speculation=speculation)
