@@ -36,7 +36,7 @@ def calibrate(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any]]:
     target = Path(options.out or options.calibrate) / CALIBRATION
     document = {
         "measured": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "command": f"r1 plan --calibrate {options.calibrate}",
+        "command": "r1 plan --calibrate RUNS, after `python -m tests.bench.calibration RUNS` or any other runs",
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
         "runs": [run.model_dump() for run in runs],
     }
@@ -65,10 +65,11 @@ def told(errors: list[dict[str, Any]], rates: dict[str, float]) -> str:
             f"{e['predicted']:.1f}",
             f"{e['error']:+.0%}",
             f"{e['error_with_start']:+.0%}",
+            ", ".join(e["untold"]),
         ]
         for e in errors
     ]
-    head = ["run", "kind", "seconds", "by the others", "error", "with start and end"]
+    head = ["run", "kind", "seconds", "by the others", "error", "with start and end", "told by no other run"]
     units = [[name, f"{1 / value:.3g}" if value else "-"] for name, value in rates.items()]
     return f"{table(head, rows, right=False)}\n\n{table(['amount', 'units a second'], units)}"
 

@@ -50,28 +50,31 @@ def planned(recipe: ResolvedRecipe, options: argparse.Namespace) -> dict[str, An
     device = _device(options, shapes, recipe.runs)
     counts = Counts(recipe, finished, options.length)
     sizes: list[int | None] = list(options.gpus or [None])
-    places = [Place(device, size, options.layout == "resident", options.speculation) for size in sizes]
     price = options.price if options.price is not None else (device.gpu.price if device.gpu else 0.0)
+    places = [Place(device, size, options.layout == "resident", options.speculation) for size in sizes]
+    scale = [_scaled(recipe, standing, shapes, counts, place, price) for place in places] if len(places) > 1 else []
+    # In detail: the first number of GPUs that holds everything, or the largest.
+    detail = next((place for place, entry in zip(places, scale, strict=False) if entry["fits"]), places[-1])
     stages = []
     for name, config in recipe.stages.items():
         facts: dict[str, Any] = {"stage": name, **vars(standing[name])}
         todo = standing[name].state != "reused"
-        spent = stage_cost(name, config, shapes.get(name), counts, places[0]) if todo else Spent()
-        facts |= _told(spent, places[0].processes(config), price)
+        spent = stage_cost(name, config, shapes.get(name), counts, detail) if todo else Spent()
+        facts |= _told(spent, detail.processes(config), price)
         if todo:
-            memory = stage_memory(config, shapes.get(name), places[0])
+            memory = stage_memory(config, shapes.get(name), detail)
             facts["parameters"] = shapes[name][0].parameters if name in shapes else None
             facts["deepspeed"] = getattr(config, "deepspeed", None)
             facts["memory"] = {layout: {**vars(parts), "total": parts.total} for layout, parts in memory.items()}
         stages.append(facts)
-    assumptions = [*ASSUMED, *counts.assumptions, *_assumed(places[0], price)]
+    assumptions = [*ASSUMED, *counts.assumptions, *_assumed(detail, price)]
     return {
         "recipe": recipe.name,
         "device": {"name": device.name, "memory": device.memory, "rates": device.source, "price": price},
-        "gpus": options.gpus[0] if options.gpus else None,
+        "gpus": detail.gpus,
         "stages": stages,
         "total": _sum(stages),
-        "scale": [_scaled(recipe, standing, shapes, counts, place, price) for place in places] if len(places) > 1 else [],
+        "scale": scale,
         "assumptions": assumptions,
     }
 

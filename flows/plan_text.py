@@ -28,7 +28,7 @@ def _stages(stages: list[dict[str, Any]], total: dict[str, float], device: dict[
     head = ["stage", "kind", "", device["name"], "tokens", "time", *(["cost"] if paid else []), "where the time goes"]
     rows = []
     for stage in stages:
-        state = stage["state"] + (f" after {', '.join(stage['waits_for'])}" if stage["waits_for"] else "")
+        state = stage["state"] + _after(stage["waits_for"])
         row = [stage["stage"], stage["kind"], state]
         if stage["state"] == "reused":
             rows.append([*row, "", "", "", *([""] if paid else []), ""])
@@ -40,6 +40,11 @@ def _stages(stages: list[dict[str, Any]], total: dict[str, float], device: dict[
         ["all", "", "", "", _tokens(total["tokens"]), _time(total["hours"]), *([f"{total['cost']:,.0f}"] if paid else []), ""]
     )
     return table(head, rows, right=False)
+
+
+def _after(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f" after {', '.join(names[:2])}{more}" if names else ""
 
 
 def _remarks(stage: dict[str, Any]) -> list[str]:
@@ -66,15 +71,17 @@ def _memory(stages: list[dict[str, Any]]) -> str:
 
 
 def _scale(scale: list[dict[str, Any]]) -> str:
-    first = scale[0]
+    first = next((entry for entry in scale if entry["fits"]), None)
     rows = []
     for entry in scale:
         spent = sum(entry["seconds"].values())
-        ideal = first["hours"] * first["gpus"] / max(entry["hours"] * entry["gpus"], 1e-12)
+        ideal = "-"
+        if first and entry["fits"]:
+            ideal = f"{first['hours'] * first['gpus'] / max(entry['hours'] * entry['gpus'], 1e-12):.0%}"
         parts = [f"{entry['seconds'].get(part, 0.0) / max(spent, 1e-12):.0%}" for part in PARTS]
         fits = "yes" if entry["fits"] else "no"
-        rows.append([str(entry["gpus"]), fits, f"{entry['hours']:,.1f}", f"{ideal:.0%}", f"{entry['cost']:,.0f}", *parts])
-    text = "on paper: all stages that are to run, on so many GPUs each (efficiency against the first row)\n"
+        rows.append([str(entry["gpus"]), fits, f"{entry['hours']:,.1f}", ideal, f"{entry['cost']:,.0f}", *parts])
+    text = "on paper: all stages that are to run, on so many GPUs each (efficiency against the first that fits)\n"
     return text + table(["gpus", "fits", "hours", "efficiency", "cost", *PARTS], rows)
 
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from stages.costs.amounts import UNITS, Amounts
 
+UNTOLD = 0.1
+"""Amounts of which the other runs together have less than this share of a run's own are not known without it."""
 CRUMB = 0.1
 """A span's error counts relative to its seconds plus this share of its run's."""
 
@@ -66,13 +68,22 @@ def predicted(rates: dict[str, float], run: Measured, *, start: bool = False) ->
 
 
 def left_out(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Each run predicted by a fit of all the others: seconds measured and predicted, and their ratio less one."""
+    """Each run predicted by a fit of all the others: seconds measured and predicted, and their ratio less one.
+
+    `untold`: amounts of the run that no other run tells of. Its prediction lacks them, so its error says nothing of the model.
+    """
     found = []
     for index, run in enumerate(runs):
-        rates = fitted([*runs[:index], *runs[index + 1 :]])
+        others = [*runs[:index], *runs[index + 1 :]]
+        rates = fitted(others)
         wall = predicted(rates, run, start=True) / sum(span.seconds for span in run.spans.values()) - 1
         seconds = predicted(rates, run)
         error = seconds / run.seconds - 1
-        facts = {"run": run.run, "kind": run.kind, "measured": run.seconds, "predicted": seconds}
+        untold = [name for name in UNITS if sum(_whole(other, name) for other in others) < UNTOLD * _whole(run, name)]
+        facts = {"run": run.run, "kind": run.kind, "measured": run.seconds, "predicted": seconds, "untold": untold}
         found.append(facts | {"error": error, "error_with_start": wall})
     return found
+
+
+def _whole(run: Measured, amount: str) -> float:
+    return sum(span.amounts.get(amount, 0.0) for span in run.spans.values())
