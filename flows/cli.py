@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "flows.commands:resume",
     "stage": "flows.commands:stage",
     "join": "flows.join:join",
+    "plan": "flows.plan:plan",
     "status": "flows.commands:status",
     "compare": "flows.commands:compare",
     "up": "flows.servers:up",
@@ -93,6 +94,18 @@ def parser() -> argparse.ArgumentParser:
     join.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first machine (default: the recipe's)")
     join.add_argument("--interface", metavar="NAME", help="network interface of this machine (default: the recipe's)")
     join.add_argument("--attempt", metavar="FOLDER", help="of the first machine: the attempt that a launcher began")
+    plan = command("plan", "What would run, and what it takes: memory, tokens, hours, cost.")
+    plan.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
+    plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
+    plan.add_argument("--gpu", metavar="NAME", help="h800, h100, a100 or cpu (default: cpu in float32, else h100)")
+    plan.add_argument("--gpus", metavar="N[,N…]", type=_numbers, help="for every stage; several numbers: a table, on paper")
+    plan.add_argument("--price", type=_amount, help="of a GPU hour")
+    plan.add_argument("--length", metavar="TOKENS", type=_amount, help="mean length of an answer")
+    plan.add_argument("--layout", choices=("zero", "resident"), default="zero", help="of weights in training, on paper")
+    plan.add_argument("--speculation", type=_amount, default=1.0, help="tokens that a step of decoding gives (default: 1)")
+    plan.add_argument("--model-config", metavar="STAGE=FILE", action="append", default=[], help="a model's config.json")
+    plan.add_argument("--calibrate", metavar="RUNS", help="learn this machine's speed from the finished runs of a folder")
+    plan.add_argument("--out", metavar="FOLDER", help="where --calibrate writes (default: RUNS)")
     status = command("status", "What runs there are, or how far one is.", place)
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
@@ -160,6 +173,20 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= 3600:
         raise ValueError
     return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

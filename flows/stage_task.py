@@ -19,50 +19,13 @@ from pydantic import ValidationError
 from flows.launch import Outcome, launch
 from flows.side_by_side import share
 from flows.slots import hold_slots
-from flows.work import TELLING_ERRORS, Finished, Work
-from stages.kinds import stage_kind
-from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
+from flows.wanted import Finished, stage_record
+from flows.work import TELLING_ERRORS, Work
 from stages.store.errors import RESUME, ExitStatus, Interrupted, StageFailed, UserError
-from stages.store.files import digest_path, read_json, write_json
+from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.locks import hold
-from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint, verify_manifest
-
-
-def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> StageRecord:
-    """What is to be computed: the stage's config and the digests of its inputs."""
-    kind = stage_kind(config.kind)
-    inputs: dict[str, InputRecord] = {}
-    steps = checkpoint_inputs(config)
-    for role, (name, _) in stage_inputs(config).items():
-        source = finished[name]
-        given, digest = source.folder.output(source.manifest.output), source.manifest.digest
-        if role in steps:
-            given = source.folder.checkpoint(steps[role])
-            digest = _checkpoint_digest(given, role, name)
-        inputs[role] = InputRecord(digest=digest, path=str(given), stage=source.folder.path.name)
-    for role, text in external_paths(config).items():
-        path = str(Path(text).absolute())
-        try:
-            inputs[role] = InputRecord(digest=digest_path(Path(text)), path=path)
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", where=f"{role}: {text}") from error
-    digests = {role: item.digest for role, item in inputs.items()}
-    return StageRecord(
-        kind=kind.name,
-        version=kind.version,
-        fingerprint=fingerprint(kind.name, kind.version, semantic(config), digests),
-        config=config.model_dump(mode="json"),
-        inputs=inputs,
-    )
-
-
-def _checkpoint_digest(path: Path, role: str, stage: str) -> str:
-    if path.is_dir():
-        return digest_path(path)
-    there = ", ".join(sorted(p.name for p in path.parent.glob("step-*"))) or "none"
-    mend = f"set `checkpoints.keep_every` of `{stage}` and compute it again (--fresh {stage})"
-    raise UserError(f"`{stage}` has no checkpoint {path.name} any more; there is {there}", where=role, mend=mend)
+from stages.store.manifest import Manifest, StageRecord, verify_manifest
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, log_prints=False)

@@ -1,6 +1,5 @@
 """What the stages of one run share while it goes on."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from flows.devices import Devices
@@ -8,21 +7,13 @@ from flows.progress import Progress
 from flows.record import RunRecord
 from flows.selection import Selection, needs
 from flows.side_by_side import Floor
+from flows.wanted import Finished
 from stages.recipe import ResolvedRecipe
 from stages.store.errors import Interrupted, StageFailed, UserError
-from stages.store.folders import Runs, StageFolder
-from stages.store.manifest import Manifest
+from stages.store.folders import Runs
 
 TELLING_ERRORS = (UserError, StageFailed, Interrupted)
 """Errors that end a run with one line; any other is a mistake of ours and keeps its traceback."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished stage, as its successors see it."""
-
-    folder: StageFolder
-    manifest: Manifest
 
 
 class Work:

@@ -1,0 +1,86 @@
+"""Memory of one GPU, or of one process on a CPU, at the peak of an update.
+
+States as the ZeRO paper counts them (arXiv 1910.02054, section 3): with AdamW in mixed precision 2 + 2 + 12 bytes a weight,
+of which ZeRO 1 spreads the 12 (master weight and two moments) over the processes, ZeRO 2 the gradients too, ZeRO 3 all. In
+float32 a weight is its own master: 4 + 4 + 8. What DeepSpeed holds beside that is counted as its pinned version has it.
+"""
+
+from dataclasses import dataclass
+
+from stages.costs.shape import Shape
+
+REDUCED = 500_000_000
+"""Numbers of gradients that DeepSpeed's ZeRO 1 to 3 sum at once (`reduce_bucket_size`)."""
+LIVE = 1_000_000_000
+"""Weights that ZeRO-3 holds gathered at once (`stage3_max_live_parameters`)."""
+HEAD_ROWS = 1024
+"""Predicted tokens that go through the head at once (stages/engine/scorer.py)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Moments, and in mixed precision the master weights."""
+    working: float
+    """DeepSpeed's buckets; under ZeRO-3 the gathered weights."""
+    activations: float
+    logits: float
+    other: float = 0.0
+    """Reference, sampler's weights, keys and values."""
+    offloaded: float = 0.0
+    """On the CPU instead."""
+
+    @property
+    def total(self) -> float:
+        """All of it but what is offloaded."""
+        return sum(value for name, value in vars(self).items() if name != "offloaded")
+
+
+def training_memory(
+    shape: Shape,
+    *,
+    zero: int,
+    processes: int,
+    item: int,
+    micro_tokens: int,
+    recompute: bool = False,
+    offload: bool = False,
+    touched_only: bool = False,
+    other: float = 0.0,
+) -> Memory:
+    """Of one process. item: bytes of a number; offload: optimizer (and under ZeRO-3 weights) live on the CPU (ZeRO-Offload).
+
+    touched_only: memory counts when it is written to, as a CPU's does; a GPU's allocator takes whole buckets.
+    """
+    weights, n = float(shape.parameters), processes
+    master = 0 if item == 4 else 4
+    states = {
+        "weights": weights * item / (n if zero == 3 else 1),
+        "gradients": weights * item / (n if zero >= 2 else 1),
+        "optimizer": weights * (8 + master) / (n if zero >= 1 else 1),
+    }
+    if zero and item == 4:
+        states["optimizer"] += weights * 4 / n  # DeepSpeed clones its share of float32 weights all the same
+    offloaded = 0.0
+    if offload and zero:
+        moved = ("optimizer", "weights") if zero == 3 else ("optimizer",)
+        offloaded = sum(states[name] for name in moved)
+        states |= dict.fromkeys(moved, 0.0)
+    bucket = min(weights, REDUCED) if touched_only else REDUCED
+    working = bucket * item if zero else 0.0
+    if zero == 3:
+        working += min(weights, LIVE) * item
+    kept = shape.kept(item) * micro_tokens
+    if recompute:  # each layer's input, and one layer while it is computed again
+        kept = round(shape.layers * shape.hidden * item * micro_tokens + kept / shape.layers)
+    logits = float(min(micro_tokens, HEAD_ROWS) * shape.vocabulary * item)
+    return Memory(**states, working=working, activations=float(kept), logits=logits, other=other, offloaded=offloaded)
+
+
+def sampling_memory(shape: Shape, item: int, width: int, rows: float, context: float) -> float:
+    """Bytes of one of `width` GPUs: its share of the weights, keys and values of so many answers of a mean context."""
+    return shape.parameters * item / width + rows * context * shape.context_bytes(item) / width

