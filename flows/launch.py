@@ -23,6 +23,7 @@ from stages.store.errors import ExitStatus, UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.heartbeat import Watchdog
+from stages.store.log_filter import filtered_log
 from stages.tracking.journal import Follower, Line
 
 ROOT = Path(flows.__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def launch(
     attempt = folder.new_attempt()
     journal, started = Follower(folder.journal), time.monotonic()
     arguments = [*command, str(attempt)] if command else _command(folder, attempt, compute.processes)
-    with (attempt / "log.txt").open("wb") as log:
+    with filtered_log(attempt / "log.txt") as log:
         child = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -110,8 +111,8 @@ def _command(folder: StageFolder, attempt: Path, processes: int) -> list[str]:
     stage = ["-m", "stages", str(folder.path), "--attempt", str(attempt)]
     if processes == 1:
         return [sys.executable, *stage]
-    # Port 0: the launcher takes a free one, so pipelines side by side don't meet.
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    # Through a file: the launcher's own servers would listen on every address of the machine, and unpickle what comes.
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", *rendezvous, *stage]
 
 
@@ -124,6 +125,7 @@ def _environment(compute: Compute) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         **{name: os.environ.get(name, value) for name, value in WAITING.items()},
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # the ranks meet at a store of their own (`engine.ranks`)
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",

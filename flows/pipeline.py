@@ -16,16 +16,17 @@ from flows.prefect_server import AWAY_SECONDS, flush_events, server_address, ser
 from flows.progress import Lines, Progress, on_standard_error
 from flows.record import RunRecord
 from flows.selection import select
-from flows.stage_task import TELLING_ERRORS, Work, stage_task
+from flows.stage_task import TELLING_ERRORS, Work, failed, stage_task
 from stages.recipe import ResolvedRecipe, load_recipe, resolve
-from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.errors import ExitStatus, GateClosed, Interrupted, StageFailed, UserError
 from stages.store.folders import PipelineFolder
+from stages.store.streams import without_secrets
 
 FAILED_SECONDS = 30.0
 """How long a run that failed waits for a Prefect server that is away; its line says more than Prefect's page."""
 INTERRUPTED_SECONDS = 2.0
 """How long a run that has to end, waits for it."""
-_STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED}
+_STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
 
 
 def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
@@ -55,9 +56,10 @@ def run_pipeline(record: RunRecord, *, retries: int = 0) -> ExitStatus:
 @flow(name="r1", persist_result=False, validate_parameters=False)
 def pipeline(run: str, retries: int = 0) -> State[None]:
     """The recipe of an already recorded run; `run` is the folder under runs/pipelines/."""
-    record = RunRecord.open(PipelineFolder(Path(run)))
-    document = {**record.content["document"], "runs": str(Path(run).parents[1])}
-    return _run_and_report(record, resolve(document), retries)
+    with without_secrets():
+        record = RunRecord.open(PipelineFolder(Path(run)))
+        document = {**record.content["document"], "runs": str(Path(run).parents[1])}
+        return _run_and_report(record, resolve(document), retries)
 
 
 @flow(name="r1-config", persist_result=False)
@@ -70,16 +72,17 @@ def run_config(
     retries: int = 0,
 ) -> State[None]:
     """A recipe from its file: what deployments run. Paths start from the worker's working folder."""
-    try:
-        recipe = load_recipe(config, overrides)
-        select(recipe, from_stage, until_stage, fresh)
-        record = RunRecord.create(recipe, config, from_stage, until_stage, fresh)
-    except UserError as error:
-        return Failed(message=str(error))
-    try:
-        return _run_and_report(record, recipe, retries)
-    except Abort as signal_:
-        raise StageFailed(str(signal_)) from signal_  # a worker takes an Abort for a good end
+    with without_secrets():
+        try:
+            recipe = load_recipe(config, overrides)
+            select(recipe, from_stage, until_stage, fresh)
+            record = RunRecord.create(recipe, config, from_stage, until_stage, fresh)
+        except UserError as error:
+            return Failed(message=str(error))
+        try:
+            return _run_and_report(record, recipe, retries)
+        except Abort as signal_:
+            raise StageFailed(str(signal_)) from signal_  # a worker takes an Abort for a good end
 
 
 def _run_and_report(record: RunRecord, recipe: ResolvedRecipe, retries: int) -> State[None]:
@@ -91,7 +94,7 @@ def _run_and_report(record: RunRecord, recipe: ResolvedRecipe, retries: int) -> 
         error = run_stages(record, recipe, on_standard_error(), retries)
         if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
             flush_events(record.name)
-            return Failed(message=str(error) or "interrupted") if error else Completed()
+            return failed(error) if error else Completed()
         if error is None:
             said = f"every stage is done, but the Prefect server at {server_address()} does not answer"
             record.update(status="failed", error=said)
@@ -129,6 +132,8 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
         status = "mistake" if isinstance(caught, UserError) else "failed"
         if isinstance(caught, Interrupted):
             status = "interrupted"
+        if isinstance(caught, GateClosed):
+            status = "stopped"
     except (KeyboardInterrupt, TerminationSignal):
         status = said = "interrupted"
         raise
@@ -148,8 +153,8 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
 
 
 def _retry(error: Exception | None) -> bool:
-    """A user's mistake stays one however often it is tried."""
-    return not isinstance(error, UserError)
+    """A user's mistake stays one however often it is tried, and so does a gate's verdict."""
+    return not isinstance(error, UserError | GateClosed)
 
 
 def _tracking(record: RunRecord, recipe: ResolvedRecipe, progress: Progress) -> Any:

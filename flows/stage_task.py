@@ -15,19 +15,20 @@ from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
+from flows.gates import heed
 from flows.launch import Outcome, launch
 from flows.progress import Progress
 from flows.record import RunRecord
 from stages.kinds import stage_kind
 from stages.recipe import ResolvedRecipe
 from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
-from stages.store.errors import RESUME, ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.errors import RESUME, ExitStatus, GateClosed, Interrupted, StageFailed, UserError
 from stages.store.files import digest_path, read_json, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.locks import hold
 from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint, verify_manifest
 
-TELLING_ERRORS = (UserError, StageFailed, Interrupted)
+TELLING_ERRORS = (UserError, StageFailed, Interrupted, GateClosed)
 """Errors that end a run with one line; any other is a mistake of ours and keeps its traceback."""
 
 
@@ -95,10 +96,17 @@ def stage_task(work: Work, name: str) -> State[None]:
     work.error = None
     try:
         status = finish_stage(work, name)
+        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress)
     except TELLING_ERRORS as error:
         work.error = error
-        return Failed(message=str(error) or "interrupted")
+        return failed(error)
     return Completed(message=status)
+
+
+def failed(error: Exception) -> State[None]:
+    """Prefect's state for an error that can be told in one line. What a gate stops has a name of its own there."""
+    named = {"name": "Stopped"} if isinstance(error, GateClosed) else {}
+    return Failed(message=str(error) or "interrupted", **named)
 
 
 def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:

@@ -22,7 +22,9 @@ from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
+from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
+from stages.store.streams import redact_streams
 
 PARENT_VARIABLE = "R1_PARENT_PID"
 """Process id whose death ends this process: nothing is left running when the pipeline is killed."""
@@ -43,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     attempt = options.attempt or (folder.new_attempt() if rank == 0 else folder.attempts)
     heartbeat.start(attempt, rank)
     status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
+    redact_streams()
     try:
         run_stage(folder, rank, world_size)
     except UserError as error:
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the outcome names what the log explains
         traceback.print_exc()
         status = ExitStatus.FAILED
-        outcome = {"status": "failed", "message": f"{type(error).__name__}: {error}", "mend": "see the log"}
+        outcome = {"status": "failed", "message": redact(f"{type(error).__name__}: {error}"), "mend": "see the log"}
     if status is not ExitStatus.DONE:
         print(f"rank {rank}: {outcome['status']}: {outcome['message']}", file=sys.stderr, flush=True)
     if rank == 0 or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):
@@ -109,8 +112,8 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1) -> Result
             record,
             kind.output,
             metrics=result.metrics,
-            notes=result.notes,
-            remarks=result.remarks,
+            notes=redacted(result.notes),
+            remarks=redacted(result.remarks),
             tokens=result.tokens,
             wall_seconds=round(seconds, 3),
             device_seconds=round(seconds * world_size, 3),
