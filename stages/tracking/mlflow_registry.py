@@ -2,8 +2,8 @@
 
 A registered model is called `<experiment>-<model>`; each model that a gate has judged is a version of it, once. The alias
 `promoted` is on the newest one that passed, `candidate` on the newest that did not. The weights stay where they are: the
-version's source is the logged model of `mlflow_records`, whose only file says so; its tags name folder and digest. (Servers refuse
-a folder of ours as a source.)
+version's source is the logged model of `mlflow_records`, whose only file says so; its tags name folder and digest. (A folder of
+ours as a source is refused by servers.)
 """
 
 import re
