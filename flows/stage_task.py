@@ -105,8 +105,8 @@ def stage_task(work: Work, name: str) -> State[None]:
 
 def failed(error: Exception) -> State[None]:
     """Prefect's state for an error that can be told in one line. What a gate stops has a name of its own there."""
-    named = {"name": "Stopped"} if isinstance(error, GateClosed) else {}
-    return Failed(message=str(error) or "interrupted", **named)
+    name = "Stopped" if isinstance(error, GateClosed) else "Failed"
+    return Failed(name=name, message=str(error) or "interrupted")
 
 
 def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from stages.store.clock import clock
 
@@ -39,13 +39,13 @@ def join(device: str) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
 
 
-def _store(rank: int, ranks: int) -> dist.TCPStore:
+def _store(rank: int, ranks: int) -> TCPStore:
     """Where the ranks of one machine meet. PyTorch's own store would listen on every address of the machine."""
     port = int(os.environ["MASTER_PORT"])
     if rank:
-        return dist.TCPStore(LOOPBACK, port, ranks, is_master=False, timeout=PATIENCE)
+        return TCPStore(LOOPBACK, port, ranks, is_master=False, timeout=PATIENCE)
     listener = socket.create_server((LOOPBACK, port))
-    return dist.TCPStore(
+    return TCPStore(
         LOOPBACK, port, ranks, is_master=True, timeout=PATIENCE, wait_for_workers=False, master_listen_fd=listener.detach()
     )
 

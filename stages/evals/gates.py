@@ -1,20 +1,16 @@
 """Gates: whether one model is better than another, or not worse, beyond the sampling error. Pure functions.
 
-The differences are paired, one per problem, so that what makes some problems harder than others does not count. One-sided, at
-the confidence asked for; two bounds, and the wider one holds:
-
-- Student's t on the differences (n - 1 degrees of freedom), which small numbers of problems need;
-- what n problems can rule out at all: of a kind of problem that did not turn up, there may be a share of
-  1 - (1 - confidence)^(1/n), about 3/n, on which one model is right and the other wrong. Without it a standard error of 0
-  (greedy answers, or two models that agree everywhere) would prove anything.
+The differences are paired, one per problem, so that what makes some problems harder than others does not count. The test is
+one-sided: Student's t on the differences, to which one more is added, of a problem that the model loses outright (for the
+upper bound: wins). Without it a standard error of 0 (greedy answers, or two models that agree everywhere) would prove anything,
+and few lost problems too much; with it, n problems rule out no more than they can: where all agree, about 3 / n.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.evals.statistics import mean, paired_difference
+from stages.evals.statistics import mean, paired_difference, standard_error
 
 Verdict = Literal["passed", "failed", "undecided"]
 
@@ -56,18 +52,16 @@ def judge(model: Mapping[str, float], against: Mapping[str, float], threshold: f
 
 def bounds(differences: Sequence[float], confidence: float) -> tuple[float, float]:
     """One-sided lower and upper confidence bound of the mean of differences that lie between -1 and 1."""
+    return max(-1.0, -_above([-value for value in differences], confidence)), min(1.0, _above(differences, confidence))
+
+
+def _above(differences: Sequence[float], confidence: float) -> float:
     from scipy.stats import t  # half a second to import
 
-    n = len(differences)
-    if n < 2:
-        return -1.0, 1.0
-    centre = mean(differences)
-    deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in differences) / (n - 1))
-    reach = float(t.ppf(confidence, n - 1)) * deviation / math.sqrt(n)
-    unseen = -math.expm1(math.log1p(-confidence) / n)
-    low = min(centre - reach, centre - unseen * (1.0 + centre))
-    high = max(centre + reach, centre + unseen * (1.0 - centre))
-    return max(-1.0, low), min(1.0, high)
+    with_one_more = [*differences, 1.0]
+    error = standard_error(with_one_more)
+    assert error is not None
+    return mean(with_one_more) + float(t.ppf(confidence, len(differences))) * error
 
 
 def in_words(found: Judgement, metric: str, confidence: float, *, margin: float | None, tolerance: float | None) -> str:

@@ -31,7 +31,7 @@ class _Redacting:
 def redact_streams() -> None:
     """From now on what this process prints or logs is redacted. Libraries that keep a stream or a logger keep these."""
     make = logging.getLogRecordFactory()
-    sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)
     logging.setLogRecordFactory(lambda *arguments, **named: _clean(make(*arguments, **named)))
 
 

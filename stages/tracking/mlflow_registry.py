@@ -33,7 +33,7 @@ def log_verdict(
     client.set_model_version_tag(registered, version, f"gate.{name}", said)
     # One model has one standing, its last.
     given, other = (PROMOTED, CANDIDATE) if passed else (CANDIDATE, PROMOTED)
-    if client.get_registered_model(registered).aliases.get(other) == version:
+    if str(client.get_registered_model(registered).aliases.get(other)) == version:
         client.delete_registered_model_alias(registered, other)
     client.set_registered_model_alias(registered, given, version)
 

@@ -20,22 +20,20 @@ from stages.store.stage import StageContext, StopRequest
 from tests.conftest import ROOT
 
 
-def test_students_bound():
-    # 50 of 100 differences are 1: mean 1/2, deviation sqrt(25/99), its error that / 10; t(0.95, 99) = 1.66039
+def test_the_bound_is_student_s_with_one_more_problem_lost():
+    # 50 of 100 differences are 1, and one more is -1: mean 49/101, variance (51 - 49²/101)/100; t(0.95, 100) = 1.660234
     low, high = bounds([1.0] * 50 + [0.0] * 50, 0.95)
-    assert low == pytest.approx(0.5 - 1.66039 * math.sqrt(25 / 99) / 10, abs=1e-6)
-    assert high == pytest.approx(0.5 + 1.66039 * math.sqrt(25 / 99) / 10, abs=1e-6)
+    assert low == pytest.approx(49 / 101 - 1.660234 * math.sqrt((51 - 49**2 / 101) / 100 / 101), abs=1e-6)
+    # or one more is 1: mean 51/101
+    assert high == pytest.approx(51 / 101 + 1.660234 * math.sqrt((51 - 51**2 / 101) / 100 / 101), abs=1e-6)
 
 
 def test_a_standard_error_of_nothing_proves_only_what_so_many_problems_can():
-    # With a share p of problems on which the other model wins, 100 have none of them 1 - p)^100 of the time: 5 % at p = 0.0295
-    share = 1 - 0.05 ** (1 / 100)
-    assert share == pytest.approx(0.0295, abs=5e-5)
-    assert bounds([0.0] * 100, 0.95) == pytest.approx((-share, share))
-    assert bounds([1.0] * 100, 0.95) == pytest.approx((1 - 2 * share, 1.0))
-    low, high = bounds([0.2, 0.2], 0.95)
-    assert low == pytest.approx(0.2 - 1.2 * (1 - math.sqrt(0.05)))
-    assert high == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(0.05)))
+    low, high = bounds([0.0] * 100, 0.95)
+    assert (low, high) == pytest.approx((-2.660234 / 101, 2.660234 / 101), abs=1e-6)  # mean and error are both 1/101
+    # If one problem in so many were lost, 100 would have none of them 5 % of the time: nearly the same.
+    assert low == pytest.approx(-(1 - 0.05 ** (1 / 100)), rel=0.11)
+    assert bounds([1.0] * 100, 0.95) == pytest.approx((1 - 2 * 2.660234 / 101, 1.0), abs=1e-6)
     assert bounds([1.0], 0.95) == (-1.0, 1.0)
 
 
