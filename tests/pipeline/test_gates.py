@@ -105,11 +105,12 @@ def finished(runs: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_gate_stops_a_run_until_the_user_says_otherwise(tmp_path: Path) -> None:
     runs, recipe = tmp_path / "runs", tmp_path / "gated.yaml"
     recipe.write_text(RECIPE.format(tiny=TINY, runs=runs))
     until = ["--until", "cold_start_data"]
-    stopped = r1("run", recipe, *until, "--json", timeout=400)
+    stopped = r1("run", recipe, *until, "--json", timeout=900)
     assert stopped.returncode == 4, stopped.stderr[-3000:]
     document = json.loads(stopped.stdout)
     assert (document["status"], document["error"]["exit_status"]) == ("stopped", 4)
@@ -125,12 +126,12 @@ def test_a_gate_stops_a_run_until_the_user_says_otherwise(tmp_path: Path) -> Non
     assert aliases(client, "gated-zero") == {"candidate": "1"}
     before = finished(runs)
 
-    again = r1("resume", "latest", "--runs", runs)
+    again = r1("resume", "latest", "--runs", runs, timeout=400)
     assert again.returncode == 4, again.stderr[-3000:]
     assert finished(runs) == before
 
     assert "changes what `first` computes" in refused("resume", "latest", "--runs", runs, "--set", "stages.first.margin=0.5")
-    warned = r1("resume", "latest", "--runs", runs, "--set", "stages.first.otherwise=warn", "--json")
+    warned = r1("resume", "latest", "--runs", runs, "--set", "stages.first.otherwise=warn", "--json", timeout=400)
     assert warned.returncode == 0, warned.stderr[-3000:]
     assert "the run goes on" in warned.stderr
     document = json.loads(warned.stdout)
@@ -142,7 +143,7 @@ def test_a_gate_stops_a_run_until_the_user_says_otherwise(tmp_path: Path) -> Non
     # Another gate: it alone is computed; who takes the model from it has the same input as before.
     recipe.write_text(recipe.read_text().replace(", margin: 0.99", ""))
     other = ["--set", "stages.first.better_than=null", "--set", "stages.first.not_worse_than=base"]
-    passed = r1("run", recipe, *until, *other, "--set", "stages.first.tolerance=0.99", "--json")
+    passed = r1("run", recipe, *until, *other, "--set", "stages.first.tolerance=0.99", "--json", timeout=400)
     assert passed.returncode == 0, passed.stderr[-3000:]
     status = {stage["stage"]: stage["status"] for stage in json.loads(passed.stdout)["stages"]}
     assert status["first"] == "done"

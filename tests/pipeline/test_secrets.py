@@ -21,8 +21,6 @@ from tests.pipeline.conftest import environment
 from tests.pipeline.test_schedule import wait_for
 from tests.unit.endpoint_server import EndpointServer
 
-TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
-
 
 def planted(name: str) -> str:
     """A secret that says where it was put; with characters that addresses and JSON write in other ways."""
@@ -59,6 +57,27 @@ WRITTEN = {"address": planted("address"), "field": planted("field"), "shape": "h
 PLACES = ["hub", "openai", "wandb", "github", "aws", "postgres", "mlflow", "prefect", "header", "proxy", "database", "raised"]
 PLACES += ["printed", "shell", "logged", "endpoint", "netrc", "pgpass", "hub-file", "address", "field", "api-url"]
 
+RECIPE = """
+name: planted
+runs: {runs}
+shared:
+  problems: {{source: toy, count: 60, split: train, operations_min: 1, operations_max: 1}}
+  held_out: {{source: toy, count: 6, split: held_out, operations_min: 1, operations_max: 1}}
+  sampling: {{temperature: 1.0, max_tokens: 16}}
+  template: {{name: question}}
+  rewards: {{verifier: exact, require_thinking: false, language_target: digits}}
+stages:
+  base:
+    {{kind: toy_base, hidden: 32, intermediate: 64, layers: 2, heads: 2, steps: 150, batch: 32,
+      documents: {{operations_min: 1, operations_max: 1}}}}
+  zero:
+    {{kind: rl, policy: base, steps: 1, questions: 2, samples: 2, minibatches: 1, compute: {{processes: 2}},
+      rewards: {{functions: {{mine: {{function: "mine:reward"}}}}}}}}
+  data:
+    {{kind: curate, sampler: base, count: 20, filters: {{min_language: 0}},
+      rewrite: {{endpoint: {{url: "{url}", model: m, key_variable: NOT_TELLING}}}}}}
+  evaluation: {{kind: evaluate, models: [base], samples: 1, task_files: [{code}/mine.yaml]}}
+"""
 TASK = """
 task: mine
 dataset_path: json
@@ -127,7 +146,7 @@ class Command:
         watch = threading.Thread(target=self._watch, args=(process.pid, over))
         watch.start()
         try:
-            out, err = process.communicate(timeout=500)
+            out, err = process.communicate(timeout=900)
         finally:
             over.set()
             watch.join()
@@ -182,6 +201,7 @@ def given_away(place: str, content: bytes) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_planted_secrets_appear_nowhere(tmp_path: Path) -> None:
     runs, code = tmp_path / "runs", tmp_path / "code"
     code.mkdir()
@@ -192,31 +212,15 @@ def test_planted_secrets_appear_nowhere(tmp_path: Path) -> None:
     r1 = Command(tmp_path)
     with EndpointServer(echo) as endpoint:
         config = tmp_path / "config.yaml"
-        config.write_text(
-            f"""
-            extends: {TINY}
-            name: planted
-            runs: {runs}
-            stages:
-              zero: {{steps: 2, rewards: {{functions: {{mine: {{function: "mine:reward"}}}}}}, compute: {{processes: 2}}}}
-              cold_start_data:
-                sampler: base
-                filters: {{min_language: 0}}
-                count: 20
-                rewrite: {{endpoint: {{url: "{endpoint.url}", model: m, key_variable: NOT_TELLING}}}}
-              evaluation: {{models: [base], task_files: [{code}/mine.yaml]}}
-            """
-        )
+        config.write_text(RECIPE.format(runs=runs, code=code, url=endpoint.url))
         refusals(r1, config)
-        done = r1("run", config, "--until", "zero", "--json")
+        done = r1("run", config, "--json")
         assert json.loads(done.stdout)["status"] == "done"
-        r1("run", config, "--until", "cold_start_data")
         assert set(endpoint.keys) == {f"Bearer {VARIABLES['NOT_TELLING']}"}
-        r1("run", config, "--until", "evaluation", "--json")
         endpoint.faults = [(401, {}, f"no such key: {VARIABLES['NOT_TELLING']}")] * 50
-        r1("run", config, "--until", "cold_start_data", "--set", "stages.cold_start_data.seed=1", status=2)
+        r1("run", config, "--until", "data", "--set", "stages.data.seed=1", status=2)
     (code / "raise").touch()
-    failed = r1("run", config, "--until", "evaluation", "--fresh", "evaluation", status=3)
+    failed = r1("run", config, "--fresh", "evaluation", status=3)
     assert "RuntimeError: raised [RAISED_SECRET] at postgresql://[secret]@h/d" in failed.stderr
     r1("status", "latest", "--runs", runs, "--json")
     r1("doctor", "--runs", runs, "--json")
@@ -227,12 +231,12 @@ def test_planted_secrets_appear_nowhere(tmp_path: Path) -> None:
 def refusals(r1: Command, config: Path) -> None:
     """A secret in a recipe is refused before anything is written, and not repeated."""
     address = f"https://me:{quote(WRITTEN['address'], safe='')}@mlflow.example"
-    body = {"cold_start_data": {"rewrite": {"endpoint": {"body": {"api_key": WRITTEN["field"]}}}}}
+    body = {"data": {"rewrite": {"endpoint": {"body": {"api_key": WRITTEN["field"]}}}}}
     spoiled = config.with_name("spoiled.yaml")
     spoiled.write_text(json.dumps({"extends": str(config), "stages": body}))
     for arguments in (
         (config, "--set", f"tracking.uri={address}"),
-        (config, "--set", f"stages.cold_start_data.rewrite.endpoint.url={address}"),
+        (config, "--set", f"stages.data.rewrite.endpoint.url={address}"),
         (config, "--set", f"name={WRITTEN['shape']}"),
         (config, "--set", f"stages.base.seed={VARIABLES['HF_TOKEN']}"),
         (config, "--set", VARIABLES["OPENAI_API_KEY"]),
@@ -255,7 +259,7 @@ def scheduled(r1: Command, config: Path, runs: Path, folder: Path) -> None:
             start_new_session=True,
         )
     try:
-        wait_for("servers", 120, (runs / "servers.json").exists, folder / "up.log")
+        wait_for("servers", 300, (runs / "servers.json").exists, folder / "up.log")
         for process in tree(up.pid):
             listening(process)
             r1.lines.add(" ".join(process.cmdline()))
