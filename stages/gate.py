@@ -21,6 +21,9 @@ from stages.store.files import files_below, read_json, whole_folder
 from stages.store.manifest import GATE
 from stages.store.stage import Result, StageContext, StageKind
 
+TOLERANCE = 0.02
+"""What a model that is not worse may lose, unless the recipe says otherwise: 2 points."""
+
 
 class GateConfig(StageConfig):
     """Which model has to be what, compared with which other one: exactly one of `better_than`, `not_worse_than`."""
@@ -33,11 +36,11 @@ class GateConfig(StageConfig):
     """The stage whose model it has to beat."""
     not_worse_than: ModelRef | None = None
     """The stage behind whose model it must not fall."""
-    margin: float = Field(default=0.0, ge=0, lt=1)
-    """`better_than`: by more than this; a share, 0.01 is one point."""
-    tolerance: float = Field(default=0.02, gt=0, lt=1)
-    """`not_worse_than`: by less than this; a share. Two models that are the same pass only when it is well above the sampling
-    error: about 1.6 times the standard error of their difference at 95 %."""
+    margin: float | None = Field(default=None, ge=0, lt=1)
+    """`better_than`: by more than this; a share, 0.01 is one point. Null: 0."""
+    tolerance: float | None = Field(default=None, gt=0, lt=1)
+    """`not_worse_than`: by less than this; a share. Null: 0.02. Two models that are the same pass only when it is well above the
+    sampling error: about 1.6 times the standard error of their difference at 95 %."""
     metric: Literal["accuracy", "cons_at_k", "format"] = "accuracy"
     """What is compared, for each problem the mean over its samples."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
@@ -58,9 +61,9 @@ class GateConfig(StageConfig):
             raise ValueError("give exactly one of `better_than`, `not_worse_than`")
         if self.other == self.model:
             raise ValueError(f"`{self.model}` cannot be compared with itself")
-        if "margin" in self.model_fields_set and self.better_than is None:
+        if self.margin is not None and self.better_than is None:
             raise ValueError("`margin` belongs to `better_than`; `not_worse_than` has `tolerance`")
-        if "tolerance" in self.model_fields_set and self.not_worse_than is None:
+        if self.tolerance is not None and self.not_worse_than is None:
             raise ValueError("`tolerance` belongs to `not_worse_than`; `better_than` has `margin`")
         return self
 
@@ -68,6 +71,11 @@ class GateConfig(StageConfig):
     def other(self) -> str:
         """The stage whose model it is compared with."""
         return self.better_than or self.not_worse_than or ""
+
+    @property
+    def threshold(self) -> float:
+        """The difference has to be above this."""
+        return (self.margin or 0.0) if self.better_than else -(self.tolerance or TOLERANCE)
 
     def stops(self, verdict: Verdict) -> bool:
         """Whether the run ends with this verdict."""
@@ -87,9 +95,8 @@ def run(context: StageContext[GateConfig]) -> Result:
     """Judge, and hand the model on whatever the verdict is."""
     config = context.config
     rows = {role: _means(context.inputs[f"reports.{role}"], config.metric) for role in ("model", "against")}
-    threshold = config.margin if config.better_than else -config.tolerance
     try:
-        found = judge(rows["model"], rows["against"], threshold, config.confidence)
+        found = judge(rows["model"], rows["against"], config.threshold, config.confidence)
     except ValueError as error:
         raise UserError(str(error), where="reports", mend="name one evaluation that has both models") from error
     note = _note(config, found)
@@ -102,7 +109,7 @@ def run(context: StageContext[GateConfig]) -> Result:
 
 def _note(config: GateConfig, found: Judgement) -> dict[str, Any]:
     better = config.better_than is not None
-    bound = {"margin": config.margin if better else None, "tolerance": None if better else config.tolerance}
+    bound = {"margin": config.threshold if better else None, "tolerance": None if better else -config.threshold}
     return {
         "verdict": found.verdict,
         "test": "better" if better else "not worse",

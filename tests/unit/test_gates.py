@@ -10,7 +10,7 @@ import pytest
 from flows.gates import heed
 from stages.evals.gates import bounds, in_words, judge
 from stages.gate import KIND, GateConfig, hand_on
-from stages.recipe import load_recipe
+from stages.recipe import load_recipe, resolve
 from stages.store.config import semantic
 from stages.store.errors import GateClosed, UserError
 from stages.store.files import digest_path
@@ -205,6 +205,13 @@ def test_what_follows_from_a_verdict_is_no_part_of_the_computation():
     config = GateConfig(kind="gate", model="zero", better_than="base")
     assert semantic(config) == semantic(config.model_copy(update={"otherwise": "warn", "undecided": "stop", "model": "z"}))
     assert semantic(config) != semantic(config.model_copy(update={"margin": 0.1}))
+
+
+def test_a_resolved_recipe_is_read_again_as_it_was():
+    recipe = load_recipe(ROOT / "configs" / "quickstart-gates.yaml")
+    assert resolve(recipe.document).stages == recipe.stages
+    assert recipe.stages["zero_gate"].threshold == 0.0
+    assert recipe.stages["reasoning_gate"].threshold == -0.03
 
 
 def test_a_gate_stands_between_a_model_and_what_is_made_of_it():
