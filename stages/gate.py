@@ -39,8 +39,8 @@ class GateConfig(StageConfig):
     margin: float | None = Field(default=None, ge=0, lt=1)
     """`better_than`: by more than this; a share, 0.01 is one point. Null: 0."""
     tolerance: float | None = Field(default=None, gt=0, lt=1)
-    """`not_worse_than`: by less than this; a share. Null: 0.02. Two models that are the same pass only when it is well above the
-    sampling error: about 1.6 times the standard error of their difference at 95 %."""
+    """`not_worse_than`: by less than this; a share. Null: 0.02. Two models that are the same pass only when it is well above
+    the sampling error: about 1.6 times the standard error of their difference at 95 %."""
     metric: Literal["accuracy", "cons_at_k", "format"] = "accuracy"
     """What is compared, for each problem the mean over its samples."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
