@@ -10,6 +10,7 @@ import time
 from typing import NoReturn
 
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.streams import without_secrets
 
 EXIT_SECONDS = 10.0
 """How long a command that has said everything may take to end."""
@@ -83,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", metavar="STAGE", action="append", default=[], help="compute STAGE again (repeatable)")
     resume = command("resume", "Go on with an interrupted or failed run.", place, tries)
     resume.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
+    how = "override a key that changes no result: `stages.GATE.otherwise=warn`, threads, time-outs"
+    resume.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help=how)
     stage = command("stage", "Run one stage alone; its inputs must be finished.", traced, tries)
     stage.add_argument("stage", metavar="STAGE")
     stage.add_argument("config", metavar="CONFIG")
@@ -190,7 +193,13 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 2 the user's mistake, 3 failed, 75 interrupted."""
+    """Run one command, as `_main` does, and let no secret out."""
+    with without_secrets():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
+    """Run one command; returns the exit status: 0 done, 2 the user's mistake, 3 failed, 4 stopped by a gate, 75 interrupted."""
     from flows import commands
     from flows.results import error_document, print_json
 

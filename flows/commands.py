@@ -59,6 +59,10 @@ def resume(options: argparse.Namespace) -> Answer:
     if not Path(record.content["working_folder"]).is_dir():
         raise UserError("the run's working folder is gone", where=record.content["working_folder"], mend="start a new run")
     os.chdir(record.content["working_folder"])
+    if options.overrides:
+        from flows.amend import amend
+
+        amend(record, options.overrides)
     record.begin()
     return _go(record, options)
 

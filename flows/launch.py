@@ -17,6 +17,7 @@ from stages.store.errors import ExitStatus, UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.heartbeat import Watchdog
+from stages.store.log_filter import filtered_log
 from stages.tracking.journal import Follower, Line
 
 GRACE_SECONDS = 20.0
@@ -71,7 +72,7 @@ def launch(
         for old in (path for name in ("outcome", "alive-", "progress-") for path in attempt.glob(f"{name}*")):
             old.unlink()
     journal, started = Follower(folder.journal), time.monotonic()
-    with (attempt / log_name(compute)).open("wb") as log:
+    with filtered_log(attempt / log_name(compute)) as log:
         child = start(Job(folder, attempt, compute, node, command, share, variables or {}, note), log)
         watchdog, complaint = Watchdog(attempt, compute.frozen_s, compute.silent_s), ""
         try:

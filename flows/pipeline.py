@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from flows.artifacts import END_SECONDS, Artifacts
@@ -21,11 +21,12 @@ from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.selection import select
 from flows.side_by_side import go_through
-from flows.stage_task import stage_task
+from flows.stage_task import failed, stage_task
 from flows.work import TELLING_ERRORS, Work
 from stages.recipe import ResolvedRecipe, resolve
-from stages.store.errors import ExitStatus, Interrupted, UserError
+from stages.store.errors import ExitStatus, GateClosed, Interrupted, UserError
 from stages.store.folders import PipelineFolder
+from stages.store.streams import without_secrets
 
 FAILED_SECONDS = 30.0
 """How long a run that failed waits for a Prefect server that is away; its line says more than Prefect's page."""
@@ -35,7 +36,7 @@ LONGEST_DELAY = 600.0
 """Seconds that the pause before a new attempt of a stage grows to."""
 JITTER = 0.5
 """By this share of it a pause varies, so that runs that failed together don't all come back together."""
-_STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED}
+_STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def run_pipeline(record: RunRecord, manner: Manner) -> ExitStatus:
 @flow(name="r1", persist_result=False, validate_parameters=False)
 def pipeline(run: str, retries: int, retry_delay: float, parallel: int) -> State[None]:
     """The recipe of an already recorded run; `run` is the folder under runs/pipelines/."""
-    record = RunRecord.open(PipelineFolder(Path(run)))
-    document = {**record.content["document"], "runs": str(Path(run).parents[1])}
-    return run_and_report(record, resolve(document), Manner(retries, retry_delay, parallel))
+    with without_secrets():
+        record = RunRecord.open(PipelineFolder(Path(run)))
+        document = {**record.content["document"], "runs": str(Path(run).parents[1])}
+        return run_and_report(record, resolve(document), Manner(retries, retry_delay, parallel))
 
 
 def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) -> State[None]:
@@ -97,7 +99,7 @@ def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) ->
         error = run_stages(record, recipe, Artifacts(on_standard_error(), record), manner)
         if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
             flush_events(record.name)
-            return Failed(message=str(error) or "interrupted") if error else Completed()
+            return failed(error) if error else Completed()
         if error is None:
             said = f"every stage is done, but the Prefect server at {server_address()} does not answer"
             record.update(status="failed", error=said)
@@ -131,6 +133,8 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         status = "mistake" if isinstance(caught, UserError) else "failed"
         if isinstance(caught, Interrupted):
             status = "interrupted"
+        if isinstance(caught, GateClosed):
+            status = "stopped"
     except (KeyboardInterrupt, TerminationSignal):
         status = said = "interrupted"
         raise

@@ -13,6 +13,7 @@ STATUS_NAMES = {
     ExitStatus.DONE: "done",
     ExitStatus.MISTAKE: "mistake",
     ExitStatus.FAILED: "failed",
+    ExitStatus.STOPPED: "stopped",
     ExitStatus.INTERRUPTED: "interrupted",
 }
 

@@ -16,12 +16,13 @@ from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
+from flows.gates import heed
 from flows.launch import Outcome, launch
 from flows.side_by_side import share
 from flows.slots import hold_slots
 from flows.wanted import Finished, stage_record
 from flows.work import TELLING_ERRORS, Work
-from stages.store.errors import RESUME, ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.errors import RESUME, ExitStatus, GateClosed, Interrupted, StageFailed, UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.locks import hold
@@ -34,10 +35,17 @@ def stage_task(work: Work, name: str) -> State[None]:
     work.errors.pop(name, None)
     try:
         status = finish_stage(work, name)
+        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress)
     except TELLING_ERRORS as error:
         work.errors[name] = error
-        return Failed(message=str(error) or "interrupted")
+        return failed(error)
     return Completed(message=status)
+
+
+def failed(error: Exception) -> State[None]:
+    """Prefect's state for an error that can be told in one line. What a gate stops has a name of its own there."""
+    name = "Stopped" if isinstance(error, GateClosed) else "Failed"
+    return Failed(name=name, message=str(error) or "interrupted")
 
 
 def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:

@@ -9,10 +9,10 @@ from flows.selection import Selection, needs
 from flows.side_by_side import Floor
 from flows.wanted import Finished
 from stages.recipe import ResolvedRecipe
-from stages.store.errors import Interrupted, StageFailed, UserError
+from stages.store.errors import GateClosed, Interrupted, StageFailed, UserError
 from stages.store.folders import Runs
 
-TELLING_ERRORS = (UserError, StageFailed, Interrupted)
+TELLING_ERRORS = (UserError, StageFailed, Interrupted, GateClosed)
 """Errors that end a run with one line; any other is a mistake of ours and keeps its traceback."""
 
 
@@ -38,5 +38,7 @@ class Work:
         """Stage -> why it ended, if it did not end well."""
 
     def retries(self, name: str) -> bool:
-        """Whether a stage that has not ended well may be tried again: a user's mistake stays one however often it is tried."""
-        return not (self.floor.stopped() or isinstance(self.errors.get(name), UserError))
+        """Whether a stage that has not ended well may be tried again. A user's mistake stays one however often it is
+        tried, and so does a gate's verdict.
+        """
+        return not (self.floor.stopped() or isinstance(self.errors.get(name), UserError | GateClosed))

@@ -25,7 +25,9 @@ from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
+from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
+from stages.store.streams import redact_streams
 
 if TYPE_CHECKING:
     from stages.engine.hosts import Hosts
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     heartbeat.start(attempt, rank)
     status, outcome = ExitStatus.DONE, {"status": "done", "message": "", "mend": ""}
     hosts = None
+    redact_streams()
     try:
         hosts = _meet(folder, attempt, rank)
         run_stage(folder, rank, world_size, hosts)
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the outcome names what the log explains
         traceback.print_exc()
         status = ExitStatus.FAILED
-        outcome = {"status": "failed", "message": f"{type(error).__name__}: {error}", "mend": "see the log"}
+        outcome = {"status": "failed", "message": redact(f"{type(error).__name__}: {error}"), "mend": "see the log"}
     if status is not ExitStatus.DONE:
         print(f"rank {rank}: {outcome['status']}: {outcome['message']}", file=sys.stderr, flush=True)
     if rank == 0 or (hosts and hosts.first) or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):
@@ -152,8 +155,8 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
             record,
             kind.output,
             metrics=result.metrics,
-            notes=result.notes,
-            remarks=result.remarks,
+            notes=redacted(result.notes),
+            remarks=redacted(result.remarks),
             tokens=result.tokens,
             wall_seconds=round(seconds, 3),
             device_seconds=round(seconds * world_size, 3),

@@ -17,6 +17,7 @@ MODULES = {
     "evaluate": "stages.evaluate",
     "evaluate_model": "stages.evaluate_model",
     "summary": "stages.summary",
+    "gate": "stages.gate",
 }
 """`evaluate` expands into one `evaluate_model` per model and a `summary`."""
 

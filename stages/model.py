@@ -5,6 +5,7 @@ Nothing of the model's own code is ever run, and no pickled weights are read.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +14,7 @@ from pydantic import model_validator
 
 from stages.store.config import ADDED, ExternalPath, StageConfig
 from stages.store.errors import UserError
-from stages.store.files import digest_file, whole_folder
+from stages.store.files import digest_file, read_json, whole_folder
 from stages.store.stage import Result, StageContext, StageKind
 
 PROBE = "The capital of France is"
@@ -114,8 +115,8 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
             raise UserError("not a GGUF file", where=str(file), mend="name a *.gguf file")
     mend = "transformers knows only some architectures as GGUF; convert it to a model folder and use `path:`"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # `from_pretrained(gguf_file=…)` does the same, but asks for accelerate and marks the model as quantised, so that it
         # refuses to be saved.
@@ -143,6 +144,8 @@ def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
     options: dict[str, Any] = {"trust_remote_code": False}
     if config.hub is not None:
         options["revision"] = config.revision or "main"
+        # Else a model without safetensors would come from a proposal to its repository that a bot has made.
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model, info = _model_class(config).from_pretrained(
@@ -170,9 +173,24 @@ def _check_folder(folder: Path) -> None:
         pickled = any(folder.glob("*.bin"))
         mend = "convert its *.bin weights to safetensors" if pickled else "add the model's *.safetensors files"
         raise UserError("no weights in safetensors", where=str(folder), mend=mend)
+    if (folder / "adapter_config.json").is_file():
+        mend = "merge it into its base model (PEFT's `merge_and_unload`), and name the result"
+        raise UserError("an adapter, which would have its base model loaded from elsewhere", where=str(folder), mend=mend)
+    _check_index(folder / "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         mend = "copy tokenizer.json and tokenizer_config.json of the model into it"
         raise UserError("no tokenizer", where=str(folder), mend=mend)
+
+
+def _check_index(index: Path) -> None:
+    """The files that an index names are read as what their names say: none may be a pickle, or lie elsewhere."""
+    try:
+        files = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError("not a readable index of weights", where=str(index), mend="copy it again") from error
+    if wrong := [str(name) for name in files if not str(name).endswith(".safetensors") or "/" in str(name)]:
+        what = f"`{wrong[0]}` is no safetensors file beside it"
+        raise UserError(what, where=str(index), mend="convert the weights to safetensors")
 
 
 def _model_class(config: ModelConfig) -> Any:
@@ -184,9 +202,9 @@ def _model_class(config: ModelConfig) -> Any:
 def _check_loads_back(folder: Path, model: Any, tokenizer: Any, config: ModelConfig, dtype: Any) -> None:
     from transformers import AutoTokenizer
 
-    again = _model_class(config).from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    again = _model_class(config).from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
     probed = _judged if config.task == "preference" else _greedy
-    if probed(again, AutoTokenizer.from_pretrained(folder)) != probed(model, tokenizer):
+    if probed(again, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) != probed(model, tokenizer):
         raise RuntimeError("the saved model does not answer as the loaded one did")
 
 

@@ -4,6 +4,7 @@
 has such a field and that does not set it itself. Names are the recipe's; kinds are the code's.
 """
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from stages.kinds import MODULES, stage_kind
 from stages.problems.decontamination import Decontaminated
 from stages.store.config import Config, StageConfig, external_paths, stage_inputs
 from stages.store.errors import UserError
+from stages.store.secrets import given_away
 from stages.store.suggest import nearest
 
 
@@ -82,9 +84,21 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Resolve
     return resolve(document, origins)
 
 
+def overridden(document: dict[str, Any], overrides: list[str]) -> ResolvedRecipe:
+    """The document of an earlier run with some keys set (`dotted.key=value` texts)."""
+    origins: Origins = {}
+    changed = copy.deepcopy(document)
+    for text in overrides:
+        _override(changed, text, origins)
+    return resolve(changed, origins)
+
+
 def resolve(document: dict[str, Any], origins: Origins | None = None) -> ResolvedRecipe:
     """Type and order a merged document (the `document` of an earlier run, or a freshly merged file)."""
     origins = origins or {}
+    if (found := given_away(document)) is not None:
+        path, what, mend = found
+        raise UserError(what, where=_where(path, origins), mend=mend)
     recipe = _validated(Recipe, document, (), origins)
     if not recipe.stages:
         raise UserError("no stages", where=_where(("stages",), origins), mend="name at least one")

@@ -72,8 +72,8 @@ def torchrun(compute: Compute, node: int) -> list[str]:
     """The arguments of the interpreter that start the ranks of machine `node`."""
     processes = f"--nproc_per_node={compute.processes}"
     if compute.hosts == 1:
-        # Port 0: the launcher takes a free one, so pipelines side by side don't meet.
-        where = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+        # Through a file: the launcher's own servers would listen on every address of the machine, and unpickle what comes.
+        where = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
         return ["-m", "torch.distributed.run", processes, *where]
     assert compute.rendezvous is not None  # which the configuration sees to
     address, _, port = compute.rendezvous.rpartition(":")
@@ -91,6 +91,8 @@ def environment(compute: Compute, share: int) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         **{name: os.environ.get(name, value) for name, value in WAITING.items()},
+        # On one machine the ranks meet at a store of their own (`engine.ranks`).
+        **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if compute.hosts == 1 else {}),
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",

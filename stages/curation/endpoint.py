@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from stages.store.config import EXECUTION, Config
 from stages.store.errors import RESUME, UserError
+from stages.store.secrets import declare
 
 
 class Endpoint(Config):
@@ -52,6 +53,8 @@ class Endpoint(Config):
     def _nothing_secret(self) -> Self:
         if self.key_variable is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             raise ValueError("key_variable should be the name of an environment variable (never the key itself)")
+        if self.key_variable is not None:
+            declare(self.key_variable)
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("url should be an address such as http://127.0.0.1:8000/v1")

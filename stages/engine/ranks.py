@@ -2,15 +2,17 @@
 
 import datetime as dt
 import os
+import socket
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from stages.store.clock import clock
 
 T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
 PATIENCE = dt.timedelta(hours=2)
 """How long a rank waits for another: ranks decode unequally long, and rank 0 writes and digests checkpoints alone."""
 
@@ -22,11 +24,30 @@ def join(device: str) -> None:
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":  # before the group is made: NCCL takes the current device for the objects it gathers
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if dist.is_torchelastic_launched():
+    launched = dist.is_torchelastic_launched()
+    here = not launched or os.environ["MASTER_ADDR"] == LOOPBACK
+    if here:  # left alone, both listen on the machine's own address
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if here and launched and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, timeout=PATIENCE, store=_store(rank, ranks), rank=rank, world_size=ranks)
+    elif launched:
         dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+
+
+def _store(rank: int, ranks: int) -> TCPStore:
+    """Where the ranks of one machine meet. PyTorch's own store would listen on every address of the machine."""
+    port = int(os.environ["MASTER_PORT"])
+    if rank:
+        return TCPStore(LOOPBACK, port, ranks, is_master=False, timeout=PATIENCE)
+    listener = socket.create_server((LOOPBACK, port))
+    return TCPStore(
+        LOOPBACK, port, ranks, is_master=True, timeout=PATIENCE, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def any_rank(flag: bool) -> bool:

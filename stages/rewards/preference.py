@@ -67,9 +67,9 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     if not (Path(path) / "config.json").is_file():
         raise UserError("no config.json", where=path, mend=mend)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # a damaged folder makes its libraries raise anything
         raise UserError(f"the preference model cannot be loaded ({error})", where=path, mend=mend) from error

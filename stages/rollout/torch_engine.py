@@ -148,7 +148,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises UserError when the folder has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError("the model folder has no tokenizer", where=str(folder), mend="add tokenizer files") from error
 

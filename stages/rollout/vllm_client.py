@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Self
 
 from stages.store import heartbeat
 from stages.store.errors import StageFailed, UserError
+from stages.store.log_filter import filtered_log
 
 MEND = "run `make vllm`, or name the interpreter with `rollout.vllm_python`"
 END_S = 5.0
@@ -33,14 +34,16 @@ class VllmProcess:
         self._log, self._start_s, self._silence_s = log, start_s, silence_s
         self._buffer = b""
         self._hello: dict[str, Any] | None = None
-        with log.open("ab") as errors:
-            try:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, bufsize=0
-                )
-            except OSError as error:
-                what = f"vLLM's interpreter cannot be run ({error.strerror})"
-                raise UserError(what, where=command[0], mend=MEND) from error
+        self._words = contextlib.ExitStack()
+        errors = self._words.enter_context(filtered_log(log))
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, bufsize=0
+            )
+        except OSError as error:
+            self._words.close()
+            what = f"vLLM's interpreter cannot be run ({error.strerror})"
+            raise UserError(what, where=command[0], mend=MEND) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -97,6 +100,7 @@ class VllmProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._words.close()
 
     def _send(self, data: bytes) -> None:
         left = memoryview(data)

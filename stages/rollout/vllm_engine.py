@@ -49,7 +49,7 @@ class VllmRollout:
         Raises UserError when there is no interpreter for it, or no such GPU.
         """
         self.tokenizer = tokenizer
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.end_tokens = _end_tokens(folder, config, tokenizer)
         interpreter = Path(settings.vllm_python or INTERPRETER)
         if not interpreter.is_file():
@@ -175,6 +175,7 @@ def _engine_options(folder: Path, config: Any, settings: RolloutSettings, device
         # As the trainer has it: vLLM's `auto` would make float32 a 16-bit type.
         "dtype": str(config.dtype).removeprefix("torch."),
         "max_model_len": settings.max_model_length or -1,  # the model's, if there is memory for it
+        "trust_remote_code": False,
         "generation_config": "vllm",  # no sampling defaults of the model's
         "logprobs_mode": "processed_logprobs",  # under the temperature
         "disable_log_stats": True,

@@ -5,6 +5,8 @@
 
 from enum import IntEnum
 
+from stages.store.secrets import redact
+
 
 class ExitStatus(IntEnum):
     """Exit statuses of `r1` and of a stage's process (also kept in a stage's `outcome.json`)."""
@@ -14,6 +16,8 @@ class ExitStatus(IntEnum):
     """The user can mend it; never retried."""
     FAILED = 3
     """The stage failed; a retry may help."""
+    STOPPED = 4
+    """A gate stopped the run: all that ran is sound, a model is not as good as was asked for; never retried."""
     INTERRUPTED = 75
     """Stopped on request (SIGTERM, SIGINT); always resumable (EX_TEMPFAIL of sysexits.h)."""
 
@@ -26,8 +30,8 @@ LONGEST = 1000
 
 
 def _readable(text: str) -> str:
-    """One line of printable characters: files and arguments may hold anything, and their names are quoted."""
-    line = " ".join(text.split())
+    """One line of printable characters without secrets: files and arguments may hold anything, and their names are quoted."""
+    line = " ".join(redact(text).split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}"
@@ -53,5 +57,12 @@ class Interrupted(Exception):
     """A stage stopped at a boundary because it was asked to; its newest checkpoint stands."""
 
 
+class GateClosed(Exception):
+    """A gate stopped the run: a model did not pass, and the recipe wants nothing after it to be computed."""
+
+
 class StageFailed(Exception):
     """A stage's process tree ended without success; the message says which stage and where its log is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))

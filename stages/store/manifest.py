@@ -16,7 +16,8 @@ from stages.store.seals import SEAL, Sealed, read_document
 
 SCHEMA = 2
 """Number of the manifest's schema; a reader that meets a higher one refuses it. From 2 on a manifest is sealed."""
-
+GATE = "gate"
+"""Key of a gate's verdict in the notes, from where runs, MLflow and reports take it."""
 
 S = TypeVar("S", bound=Sealed)
 

@@ -33,8 +33,12 @@ ARTIFACT_BYTES = 1 << 20
 """Larger files of a report stay in the stage's folder only."""
 
 
-def log_records(client: Any, experiment_id: str, run_id: str, name: str, folder: StageFolder, done: Manifest) -> None:
-    """Log everything about a finished stage. Safe to call twice: nothing is doubled."""
+def log_records(client: Any, experiment_id: str, run_id: str, name: str, folder: StageFolder, done: Manifest) -> Any | None:
+    """Log everything about a finished stage. Safe to call twice: nothing is doubled.
+
+    Returns MLflow's logged model of what the stage hands on, if that is a model.
+    """
+    model: Any | None = None
     finished = int(dt.datetime.fromisoformat(done.finished).timestamp() * 1000)
     results = {f"result/{metric_name(key)}": value for key, value in done.metrics.items()}
     results |= {"time/wall_seconds": done.wall_seconds, "time/device_seconds": done.device_seconds}
@@ -44,14 +48,14 @@ def log_records(client: Any, experiment_id: str, run_id: str, name: str, folder:
         made = InputRecord(digest=done.digest, path=str(folder.output("dataset")), stage=folder.path.name)
         datasets.append(_dataset(name, made, "produced"))
     found = (_find_model(client, experiment_id, item.digest) for item in done.inputs.values())
-    used = [LoggedModelInput(model.model_id) for model in found if model is not None]
+    used = [LoggedModelInput(known.model_id) for known in found if known is not None]
     if datasets or used:
         client.log_inputs(run_id, datasets=datasets, models=used)
     if done.output == "model":
-        model_id = _model(client, experiment_id, run_id, name, folder, done).model_id
+        model = _model(client, experiment_id, run_id, name, folder, done)
         linked = client.get_run(run_id).outputs.model_outputs
-        if all(model.model_id != model_id for model in linked):  # MLflow refuses a second link
-            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        if all(known.model_id != model.model_id for known in linked):  # MLflow refuses a second link
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     if done.output == "report":
         for file in sorted(folder.output("report").iterdir()):
             if file.suffix in (".json", ".md", ".html", ".png") and file.stat().st_size <= ARTIFACT_BYTES:
@@ -59,6 +63,7 @@ def log_records(client: Any, experiment_id: str, run_id: str, name: str, folder:
     if any(folder.rollouts.glob("*.parquet")) and all(f.path != ANSWERS for f in client.list_artifacts(run_id)):
         # `log_table` appends to a table that is there already.
         client.log_table(run_id, sampled_answers(folder), ANSWERS)
+    return model
 
 
 def sampled_answers(folder: StageFolder) -> dict[str, list[Any]]:

@@ -9,10 +9,11 @@ from mlflow.entities import Param
 from stages.store.errors import UserError
 from stages.store.files import digest_json, read_json
 from stages.store.folders import StageFolder
-from stages.store.manifest import Manifest
+from stages.store.manifest import GATE, Manifest
 from stages.tracking.journal import Follower, Line
 from stages.tracking.mlflow_client import Connection, now
 from stages.tracking.mlflow_records import log_records
+from stages.tracking.mlflow_registry import log_verdict
 from stages.tracking.mlflow_sender import Sender
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -104,7 +105,11 @@ class StageTracking:
     def _conclude(self, status: Status, manifest: Manifest | None, ended: int) -> None:
         client = self._connection.client()
         if manifest is not None:
-            log_records(client, self._connection.experiment_id, self.run_id, self._name, self._folder, manifest)
+            connection = self._connection
+            model = log_records(client, connection.experiment_id, self.run_id, self._name, self._folder, manifest)
+            if GATE in manifest.notes:
+                run_ids = (self._parent(), self.run_id)
+                log_verdict(client, connection.experiment, *run_ids, self._name, self._folder, manifest, model)
         client.set_terminated(self.run_id, status, ended)
 
 

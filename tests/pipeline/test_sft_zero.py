@@ -76,7 +76,7 @@ def rank(folder: Path) -> None:
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     on_ranks("tests.pipeline.test_sft_zero", folder, request.param)
-    return torch.load(folder / "found.pt")
+    return torch.load(folder / "found.pt", weights_only=True)
 
 
 def plain_model(lora):

@@ -116,7 +116,7 @@ RESUMED = {
 def run(folder, processes, cases):
     (folder / "cases.json").write_text(json.dumps(cases))
     on_ranks("tests.pipeline.zero_updates", folder, processes)
-    return {name: torch.load(folder / f"{name}.pt") for name in cases}
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
 @pytest.fixture(scope="module")
