@@ -9,6 +9,8 @@ import threading
 import time
 from typing import NoReturn
 
+from flows.daily import add_daily_commands
+from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 
 EXIT_SECONDS = 10.0
@@ -21,7 +23,14 @@ COMMANDS = {
     "compare": "flows.commands:compare",
     "up": "flows.commands:up",
     "deploy": "flows.commands:deploy",
+    "rollouts": "flows.rollouts:rollouts",
+    "sample": "flows.sample:sample",
+    "export": "flows.export:export",
+    "gc": "flows.gc:gc",
+    "pin": "flows.pins:pin",
+    "unpin": "flows.pins:unpin",
     "doctor": "flows.commands:doctor",
+    "completion": "flows.completion:completion",
     "schema": "flows.commands:schema",
 }
 """Command -> the function that does it: it takes the parsed options, gives exit status and JSON document, and writes text on
@@ -61,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, text: str, *parents: _Parser) -> _Parser:
-        return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
+        example = f"example: {EXAMPLES[name]}" if name in EXAMPLES else None
+        return commands.add_parser(name, help=text, description=text, epilog=example, parents=[*parents, shared])
 
     run = command("run", "Run a recipe; finished stages are reused.", config, traced, tries)
     run.add_argument("--from", metavar="STAGE", dest="from_stage", help="what STAGE needs must be finished already")
@@ -85,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     deploy.add_argument("--cron", help="when, for example '0 3 * * *' (default: that of infra/prefect.yaml)")
     deploy.add_argument("--timezone", help="of the cron text, for example Europe/Berlin")
     deploy.add_argument("--name", help="the deployment's name (default: the recipe's)")
-    command("doctor", "What works on this machine.", place)
+    add_daily_commands(command, place)
     command("schema", "JSON schema of recipes.")
     return top
 
@@ -108,6 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
     from flows import commands
     from flows.results import error_document, print_json
 
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        from flows.completion import complete
+
+        complete(parser())
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
     status, document = ExitStatus.DONE, None
