@@ -43,7 +43,7 @@ def add_daily_commands(command: Callable[..., P], place: P) -> None:
     gc.add_argument("--older-than", metavar="AGE", type=_age, default=0.0, help="only what has not changed for 7d, 12h, 30m")
     gc.add_argument("--checkpoints", action="store_true", help="also checkpoints of finished stages")
     gc.add_argument("--failed", action="store_true", help="also failed runs, and what they alone need")
-    gc.add_argument("--run", metavar="RUN", action="append", default=[], help="also this run, and what it alone needs (repeatable)")
+    gc.add_argument("--run", metavar="RUN", action="append", default=[], help="also this run and what it alone needs")
     pin = command("pin", "Keep a run or a stage folder from `r1 gc`; without a name: list what is kept.", place)
     pin.add_argument("name", metavar="NAME", nargs="?", help="a run's name, `latest`, or a stage folder")
     unpin = command("unpin", "Let `r1 gc` have it again.", place)

@@ -1,4 +1,4 @@
-"""`r1 doctor`, the second half: what surrounds the packages: GPUs, shared memory, limits, clock, servers. Nothing leaves the machine."""
+"""`r1 doctor` on what surrounds the packages: GPUs, shared memory, limits, clock, servers. Nothing leaves the machine."""
 
 import locale
 import resource
@@ -54,7 +54,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding("CUDA", "ok" if good else "warn", found, "" if good else "several GPUs need a PyTorch with NCCL")
     elif driver:
         what = f"driver {driver}, but PyTorch {torch.__version__} does not see a GPU"
-        yield Finding("CUDA", "warn", what, "install a CUDA build of PyTorch (constraints.txt), or look at CUDA_VISIBLE_DEVICES")
+        yield Finding("CUDA", "warn", what, "install a CUDA build of PyTorch, or look at CUDA_VISIBLE_DEVICES")
     else:
         yield Finding("CUDA", "ok", "no NVIDIA driver: everything runs on the CPU")
 
@@ -114,7 +114,8 @@ def _git() -> Finding:
         return Finding("git", "warn", "missing", "apt install git: manifests then say which commit made them")
     commit = _said("git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD")
     mend = "" if commit else "manifests say which commit made them where the code lies in a clone"
-    return Finding("git", "ok" if commit else "warn", f"{version.removeprefix('git version ')}, commit {commit or 'unknown'}", mend)
+    found = f"{version.removeprefix('git version ')}, commit {commit or 'unknown'}"
+    return Finding("git", "ok" if commit else "warn", found, mend)
 
 
 def _locale() -> Finding:

@@ -46,7 +46,8 @@ def _packages(name: str, stage: StageConfig) -> Iterator[Finding]:
         wanted[package.replace("-", "_")] = f"pip install --no-deps {package.replace('_', '-')}"
     for module, mend in wanted.items():
         there = importlib.util.find_spec(module) is not None
-        yield Finding(f"{name}: package", "ok" if there else "fail", f"{module}{'' if there else ' is missing'}", "" if there else mend)
+        found = ("ok", module, "") if there else ("fail", f"{module} is missing", mend)
+        yield Finding(f"{name}: package", *found)
 
 
 def _gym(stage: StageConfig) -> bool:
@@ -159,8 +160,9 @@ def _disk(recipe: ResolvedRecipe) -> Finding:
     found = f"models and checkpoints take up to {total / _GIB:.1f} GiB, {free / _GIB:.0f} GiB are free"
     if unknown:
         found += f" (not counted, for their size is not known yet: {', '.join(unknown)})"
-    short = total > free
-    return Finding("disk", "fail" if short else "ok", found, "`r1 gc` makes room; checkpoints.keep=1 wants less" if short else "")
+    if total > free:
+        return Finding("disk", "fail", found, "`r1 gc` makes room; checkpoints.keep=1 wants less")
+    return Finding("disk", "ok", found)
 
 
 def _parameters(stage: StageConfig) -> int | None:

@@ -18,7 +18,7 @@ from flows.record import RunRecord
 from flows.stage_of_run import finished_model, folder_of, record_of
 from stages.problems.chat_template import chat_template
 from stages.store.errors import ExitStatus, UserError
-from stages.store.files import digest_path, digest_files, read_json, whole_folder, write_bytes, write_json
+from stages.store.files import digest_files, digest_path, read_json, whole_folder, write_bytes, write_json
 
 SPARE = 1.05
 """The copy is begun when the disk has so many times its size free."""
@@ -44,7 +44,8 @@ def export(options: argparse.Namespace) -> Answer:
             if digest_files(folder) != manifest.files:
                 raise UserError("the copy is not what was read", where=str(target), mend="look at the disk; nothing was left")
             prompting = _prompting(folder, record, options.stage, ask)
-            _generation(folder, ask)
+            if prompting.stage is not None:
+                _generation(folder, ask)
             card = model_card(record, options.stage, manifest, prompting, folder, target)
             write_bytes(folder / "README.md", card.encode())
     except OSError as error:
@@ -130,5 +131,3 @@ def _generation(folder: Path, ask: Asking) -> None:
         # Without `top_k` transformers would look at the 50 likeliest tokens alone.
         config |= {"temperature": ask.sampling.temperature, "top_p": ask.sampling.top_p, "top_k": 0}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-

@@ -1,10 +1,11 @@
 """`r1 gc`: make room. It shows what nothing needs any more, asks, and removes that.
 
-Each thing is looked at again just before it goes, under the lock of its stage, and is taken from its place whole by one rename: a
-pipeline that starts meanwhile finds it or does not, never a part of it. What is left when gc itself is killed, the next one ends.
+Each thing is looked at again just before it goes, under the lock of its stage, and is taken from its place whole by one rename:
+a pipeline that starts meanwhile finds it or does not, never a part of it. What a killed gc leaves, the next one removes.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -25,6 +26,8 @@ from stages.store.locks import try_hold
 def gc(options: argparse.Namespace) -> Answer:
     """`r1 gc`."""
     runs = runs_of(options)
+    if not (runs.path / "stages").is_dir():
+        raise UserError("no runs folder", where=str(runs.path), mend="name it with --runs")
     surveyor = Surveyor(runs, Choice(_forgotten(runs, options), options.checkpoints, options.older_than))
     survey = surveyor.look()
     total = sum(item.size for item in survey.items)
@@ -83,7 +86,10 @@ def _confirm(options: argparse.Namespace, count: int, total: int) -> None:
         return
     if options.json or not sys.stdin.isatty():
         raise UserError("nothing was removed: nobody was asked", where="gc", mend="say --yes, or look with --dry-run")
-    if input(f"Remove these {count}, {size(total)}? [y/N] ").strip().lower() not in ("y", "yes"):
+    answer = ""
+    with contextlib.suppress(EOFError):
+        answer = input(f"Remove these {count}, {size(total)}? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
         raise UserError("nothing was removed", where="gc")
 
 

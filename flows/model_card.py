@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, what it was made of, how good it is, how to use it. Only what is recorded is said."""
+"""The card of an exported model: what it is and was made of, how good it is, how to use it. Only what is recorded is said."""
 
 import shlex
 import sys
@@ -42,9 +42,7 @@ class Prompting:
         return f"vllm serve {shlex.quote(str(target))} --dtype {dtype}"
 
 
-def model_card(
-    record: RunRecord, stage: str, manifest: Manifest, prompting: Prompting, folder: Path, target: Path
-) -> str:
+def model_card(record: RunRecord, stage: str, manifest: Manifest, prompting: Prompting, folder: Path, target: Path) -> str:
     """Markdown with front matter. `folder`: where the files are now; `target`: where they will be."""
     lineage = list(_lineage(record, stage, manifest))
     config = read_json(folder / "config.json")
@@ -119,13 +117,14 @@ def _results(record: RunRecord, stage: str) -> str:
 
 
 def _use(prompting: Prompting, target: Path, dtype: str) -> str:
-    kwargs = "add_generation_prompt=True, return_tensors=\"pt\", return_dict=True"
+    kwargs = 'add_generation_prompt=True, return_tensors="pt", return_dict=True'
     return (
         f"{prompting.sentence} Send one message of the user; the sampling of the recipe is in `generation_config.json`.\n\n"
         f"```\n{prompting.serve(target, dtype)}\n```\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"folder = {str(target)!r}\n"
-        f'tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f'inputs = tokenizer.apply_chat_template([{{"role": "user", "content": "..."}}], {kwargs})\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=512)[0]))\n```"
     )
@@ -156,7 +155,8 @@ def _provenance(manifest: Manifest) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     files = [[f"`{name}`", str(facts["size"]), f"`{facts['sha256']}`"] for name, facts in manifest.files.items()]
     facts = (
-        f"- stage: `{manifest.kind}` version {manifest.version}, fingerprint `{manifest.fingerprint}`, finished {manifest.finished}\n"
+        f"- stage: `{manifest.kind}` version {manifest.version}, fingerprint `{manifest.fingerprint}`\n"
+        f"- finished: {manifest.finished}\n"
         f"- git commit: {f'`{manifest.git_commit}`' if manifest.git_commit else 'unknown'}\n"
         f"- versions: {versions}\n- digest of the stage's model folder: `{manifest.digest}`\n"
         f"- inputs: {', '.join(f'{role} `{item.digest}`' for role, item in manifest.inputs.items()) or 'none'}"

@@ -7,7 +7,8 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from flows.asking import Asking, asking
 from flows.commands import Answer, runs_of
-from flows.printable import printable
+from flows.printable import one_line, printable
 from flows.record import RunRecord
 from flows.sampled_rows import mean_logprob
 from flows.stage_of_run import finished_model, folder_of, record_of
@@ -31,15 +32,15 @@ def sample(options: argparse.Namespace) -> Answer:
     record = record_of(runs_of(options), options.run, options.stage)
     ask = asking(record, options.stage)
     sampling = _sampling(ask.sampling, options)
-    if ask.source is None and not options.raw:
-        print("no stage of this run says how its model is asked: the template is r1_zero", file=sys.stderr)
     answered = []
     with _engine(record, options.stage, options.step, ask) as (rollout, origin):
         print(f"{record.name} {options.stage}: {origin}", file=sys.stderr)
+        if ask.source is None and not options.raw:
+            print("no stage of this run says how its model is asked: the template is r1_zero", file=sys.stderr)
         for prompt in prompts:
             answered.append(_answer(rollout, prompt, ask, sampling, options))
             if not options.json:
-                _show(answered[-1])
+                _show(answered[-1], asked=options.stdin)
     facts = {"run": record.name, "stage": options.stage, "model": origin, "template": None if options.raw else ask.source}
     return ExitStatus.DONE, {**facts, "sampling": sampling.model_dump(), "seed": options.seed, "prompts": answered}
 
@@ -50,7 +51,7 @@ def _prompts(options: argparse.Namespace) -> Iterable[str]:
     if options.stdin:
         return [line for line in sys.stdin.read().splitlines() if line.strip()]
     if options.json or not sys.stdin.isatty():
-        raise UserError("no prompt", where="command line", mend='write it behind the stage, or use --stdin: a prompt a line')
+        raise UserError("no prompt", where="command line", mend="write it behind the stage, or use --stdin: a prompt a line")
     return _asked_for()
 
 
@@ -105,12 +106,13 @@ def _of_checkpoint(record: RunRecord, stage: str, step: int | None, ask: Asking)
     role = {"rl": "policy", "sft": "model"}.get(section.get("kind", ""))
     if role is None:
         mend = f"wait until it is finished: `r1 status {record.name}`"
-        raise UserError(f"stage `{stage}` has no model yet, and no checkpoints that can be sampled", where=record.name, mend=mend)
+        what = f"stage `{stage}` has no model yet, and no checkpoints that can be sampled"
+        raise UserError(what, where=record.name, mend=mend)
     checkpoint = chosen_checkpoint(folder_of(record, stage).checkpoints, step)
     if finished_model(record, section[role]) is None:
         raise UserError(f"the model that `{stage}` started from is gone", where=section[role])
     start = folder_of(record, section[role]).output("model")
-    load: Callable[[], Any] = lambda: load_model(start, pick_device("auto"))  # noqa: E731
+    load = partial(load_model, start, pick_device("auto"))
     lora = Lora.model_validate(section["lora"]) if section.get("lora") else None
     model = checkpoint_model(checkpoint, load, lora, section["seed"])
     rollout = TorchRollout(model, load_tokenizer(start), ask.rollout.tokens, ask.rollout.decoder)
@@ -139,8 +141,10 @@ def _answer(rollout: Rollout, prompt: str, ask: Asking, sampling: Sampling, opti
     return {"prompt": prompt, "rendered": rendered, "prompt_ids": list(ids), "answers": answers}
 
 
-def _show(asked: Asked) -> None:
-    for answer in asked["answers"]:
+def _show(found: Asked, *, asked: bool) -> None:
+    if asked:
+        print(f"prompt {one_line(found['prompt'])}")
+    for answer in found["answers"]:
         logprob = "" if answer["mean_logprob"] is None else f" · mean log-prob {answer['mean_logprob']:.3f}"
         cut = ", cut at --max-tokens" if answer["finish"] == "length" else ""
         print(f"sample {answer['sample']} · {answer['tokens']} tokens{cut}{logprob}")

@@ -1,4 +1,4 @@
-"""Recorded answers of a stage as rows: which files, which of their answers, in which order. Live stages too: files appear whole."""
+"""Recorded answers of a stage as rows: which files, which of their answers, in which order. Files appear whole: live stages too."""
 
 import heapq
 import itertools

@@ -1,7 +1,7 @@
-"""What of a runs folder nothing needs any more. It looks and changes nothing; `r1 gc` acts on it, and looks again before it does.
+"""What of a runs folder nothing needs any more. It looks and changes nothing; `r1 gc` acts on it, and looks again first.
 
-A stage folder stays when a run's record names it (as the folder of a stage, or anywhere in its recipe, as in a path), when it or
-such a run is pinned, when somebody works in it, and when it is an input of one that stays. Everything else may go.
+A stage folder stays when a run's record names it (as the folder of a stage, or anywhere in its recipe, as in a path), when it
+is pinned, when somebody works in it, and when it is an input of one that stays. Everything else may go.
 """
 
 import contextlib
@@ -120,10 +120,7 @@ class Surveyor:
         for name in sorted(found.kept):
             if found.kept[name] != "in use" and not pinned(stages[name].path):
                 found.items += self._inside(stages[name], checkpoints=name not in continued)
-        found.items += [
-            _item("leftover", path, "left of an earlier gc")
-            for path in sorted(self.runs.path.glob(f"{AWAY}*"))
-        ]
+        found.items += [_item("leftover", path, "left of an earlier gc") for path in sorted(self.runs.path.glob(f"{AWAY}*"))]
         return found
 
     def _inside(self, folder: StageFolder, *, checkpoints: bool) -> Iterator[Item]:

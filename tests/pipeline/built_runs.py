@@ -12,6 +12,7 @@ import psutil
 from flows.cli import COMMANDS, parser
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
+from stages.store.config import OutputKind
 from stages.store.errors import ExitStatus
 from stages.store.files import write_json
 from stages.store.folders import PipelineFolder, StageFolder
@@ -55,9 +56,14 @@ def build_stage(
         (folder.output("model")).mkdir()
         (folder.output("model") / "weights").write_bytes(b"w" * 100)
     if finished:
-        facts: dict[str, Any] = {"metrics": {"steps": 2.0}, "notes": {}, "tokens": 3, "wall_seconds": 1.0, "device_seconds": 2.0}
-        write_manifest(folder, record, "model", **facts)
+        finish(folder, record)
     return folder
+
+
+def finish(folder: StageFolder, record: StageRecord, output: OutputKind = "model") -> None:
+    """Write the manifest of what is in the folder."""
+    facts: dict[str, Any] = {"metrics": {"steps": 2.0}, "notes": {}, "tokens": 3, "wall_seconds": 1.0, "device_seconds": 2.0}
+    write_manifest(folder, record, output, **facts)
 
 
 def build_run(

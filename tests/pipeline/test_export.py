@@ -10,9 +10,11 @@ from flows.asking import asking
 from flows.record import RunRecord
 from stages.problems.templates import Template
 from stages.store.errors import UserError
+from stages.store.files import read_json
 from stages.store.folders import PipelineFolder, StageFolder
+from stages.store.manifest import StageRecord
 from tests.conftest import ROOT
-from tests.pipeline.built_runs import build_run, build_stage, call, folder_name
+from tests.pipeline.built_runs import build_run, build_stage, call, finish, folder_name
 from tests.pipeline.conftest import r1
 
 BASE, ZERO, DATA, COLD = (folder_name(kind, n) for n, kind in enumerate(("model", "rl", "curate", "sft")))
@@ -70,9 +72,8 @@ def test_sampling_is_repeatable_and_raw_leaves_the_template_out(runs: Path) -> N
 
 
 def test_refusals(runs: Path, tmp_path: Path) -> None:
+    build_report(runs)
     with pytest.raises(UserError, match="hands over"):
-        StageFolder(runs / "stages" / DATA).manifest.unlink()
-        build_report(runs)
         call("sample", "latest", "data", "abc", "--runs", runs)
     with pytest.raises(UserError, match="--temperature"):
         call("sample", "latest", "zero", "abc", "--runs", runs, "--temperature", -1)
@@ -92,15 +93,10 @@ def test_refusals(runs: Path, tmp_path: Path) -> None:
 
 def build_report(runs: Path) -> None:
     """Make the stage `data` one that hands over a dataset."""
-    from stages.store.files import read_json
-    from stages.store.manifest import StageRecord, write_manifest
-
     folder = StageFolder(runs / "stages" / DATA)
     folder.output("dataset").mkdir()
     (folder.output("dataset") / "rows").write_bytes(b"rows")
-    record = StageRecord.model_validate(read_json(folder.config))
-    facts: dict[str, Any] = {"metrics": {}, "notes": {}, "tokens": 0, "wall_seconds": 1.0, "device_seconds": 1.0}
-    write_manifest(folder, record, "dataset", **facts)
+    finish(folder, StageRecord.model_validate(read_json(folder.config)), "dataset")
 
 
 def greedy(folder: Path, question: str, count: int) -> tuple[list[int], list[int]]:
@@ -134,7 +130,7 @@ def test_an_exported_model_answers_as_the_stage_does(runs: Path, tmp_path: Path)
     generation = json.loads((target / "generation_config.json").read_text())
     assert (generation["temperature"], generation["do_sample"], generation["eos_token_id"]) == (0.7, True, 1)
     card = (target / "README.md").read_text()
-    for said in ("stage `cold`", "Unknown: R1 Pipeline does not know", f"vllm serve '{target}' --dtype float32", "Not evaluated"):
+    for said in ("stage `cold`", "Licence\n\nUnknown", f"vllm serve '{target}' --dtype float32", "Not evaluated"):
         assert said in card
     assert document["model_digest"] in card
     assert not list(target.parent.glob(".tmp-*"))
@@ -150,27 +146,17 @@ def test_a_tokenizer_that_begins_texts_itself_begins_them_once(runs: Path) -> No
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
     tokenizer.save_pretrained(folder)
-    (runs / "stages" / COLD / "manifest.json").unlink()
-    rewrite_manifest(runs)
+    stage = StageFolder(runs / "stages" / COLD)
+    finish(stage, StageRecord.model_validate(read_json(stage.config)))
     _, document = call("export", "latest", "cold", runs / "out", "--runs", runs, "--json")
     assert document["template"]["exact"]
     assert greedy(runs / "out", "abc", 1)[0][:2] == [1, 2]
 
 
-def rewrite_manifest(runs: Path) -> None:
-    """Have the manifest of `cold` say what its model is now."""
-    from stages.store.files import read_json
-    from stages.store.manifest import StageRecord, write_manifest
-
-    folder = StageFolder(runs / "stages" / COLD)
-    facts: dict[str, Any] = {"metrics": {}, "notes": {}, "tokens": 0, "wall_seconds": 1.0, "device_seconds": 1.0}
-    write_manifest(folder, StageRecord.model_validate(read_json(folder.config)), "model", **facts)
-
-
 @pytest.mark.slow
 def test_a_tiny_pipeline_is_read_sampled_handed_over_and_cleaned(tmp_path: Path) -> None:
     runs, config = tmp_path / "runs", ROOT / "tests" / "pipeline" / "tiny.yaml"
-    lasting = ("--set", f"runs={runs}", "--set", "stages.zero.checkpoints.keep_every=2")
+    lasting = ("--set", f"runs={runs}", "--set", "stages.zero.select=last")
     done = r1("run", config, *lasting, timeout=1200)
     assert done.returncode == 0, done.stderr
     for stage, answers in (("zero", 16), ("cold_start_data", 40), ("evaluation.reasoning", 24)):
@@ -182,8 +168,12 @@ def test_a_tiny_pipeline_is_read_sampled_handed_over_and_cleaned(tmp_path: Path)
         assert document["template"]["exact"]
         same_as_sampled(runs, "latest", stage, target, "3+4=?")
         assert "± " in (target / "README.md").read_text()
-    _, checkpoint = call("sample", "latest", "zero", "3+4=?", "--runs", runs, "--json", "--step", 4)
+    last, other, checkpoint = (
+        call("sample", "latest", "zero", "3+4=?", "--runs", runs, "--json", *step)[1]
+        for step in ((), ("--step", 2), ("--step", 4))
+    )
     assert checkpoint["model"].startswith("checkpoint step-000004")
+    assert checkpoint["prompts"] == last["prompts"] != other["prompts"]
     r1("gc", "--runs", runs, "--yes", "--checkpoints", "--json")
     assert not list(runs.glob("stages/*/checkpoints/step-*"))
     again = r1("run", config, *lasting, "--json", timeout=600)
