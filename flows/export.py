@@ -18,7 +18,7 @@ from flows.record import RunRecord
 from flows.stage_of_run import finished_model, folder_of, record_of
 from stages.problems.chat_template import chat_template
 from stages.store.errors import ExitStatus, UserError
-from stages.store.files import digest_files, digest_path, read_json, whole_folder, write_bytes, write_json
+from stages.store.files import digest_files, read_json, whole_folder, write_bytes, write_json
 
 SPARE = 1.05
 """The copy is begun when the disk has so many times its size free."""
@@ -55,7 +55,6 @@ def export(options: argparse.Namespace) -> Answer:
         "stage": options.stage,
         "folder": str(target),
         "model_digest": manifest.digest,
-        "digest": digest_path(target),
         "bytes": sum(path.stat().st_size for path in target.iterdir() if path.is_file()),
         "template": vars(prompting),
     }

@@ -22,6 +22,8 @@ from stages.store.files import remove, rename, sync_folder
 from stages.store.folders import PipelineFolder, Runs, StageFolder
 from stages.store.locks import try_hold
 
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
 
 def gc(options: argparse.Namespace) -> Answer:
     """`r1 gc`."""
@@ -54,7 +56,8 @@ def gc(options: argparse.Namespace) -> Answer:
 
 def size(count: int) -> str:
     """Bytes as people read them."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), _UNITS[-1])
+    return f"{count / unit:.1f} {name}"
 
 
 def _forgotten(runs: Runs, options: argparse.Namespace) -> frozenset[str]:
