@@ -1,4 +1,4 @@
-"""Recorded answers of a stage as rows: which files, which of their answers, in which order. A live stage has whole files too."""
+"""Recorded answers of a stage as rows: which files, which of their answers, in which order. A live stage has whole files."""
 
 import heapq
 import itertools
