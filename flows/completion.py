@@ -15,9 +15,9 @@ from stages.store.errors import ExitStatus, UserError
 
 def completion(options: argparse.Namespace) -> Answer:
     """`r1 completion`."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    script = argcomplete.shellcode(["r1"], shell=options.shell)
+    script = shellcode(["r1"], shell=options.shell)
     if not options.json:
         print(script)
     return ExitStatus.DONE, {"shell": options.shell, "script": script}
@@ -42,7 +42,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     for action in _actions(parser):
         if action.choices is None and action.nargs != 0:
             action.completer = completers.get(action.dest)  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser)
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

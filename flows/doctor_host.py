@@ -48,9 +48,10 @@ def _gpus() -> Iterator[Finding]:
 
     driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     if torch.cuda.is_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "missing"
+        good, nccl = torch.distributed.is_nccl_available(), "missing"
+        if good:
+            nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         found = f"driver {driver or 'unknown'}, CUDA {torch.version.cuda}, NCCL {nccl}"
-        good = torch.distributed.is_nccl_available()
         yield Finding("CUDA", "ok" if good else "warn", found, "" if good else "several GPUs need a PyTorch with NCCL")
     elif driver:
         what = f"driver {driver}, but PyTorch {torch.__version__} does not see a GPU"

@@ -46,8 +46,8 @@ def _packages(name: str, stage: StageConfig) -> Iterator[Finding]:
         wanted[package.replace("-", "_")] = f"pip install --no-deps {package.replace('_', '-')}"
     for module, mend in wanted.items():
         there = importlib.util.find_spec(module) is not None
-        found = ("ok", module, "") if there else ("fail", f"{module} is missing", mend)
-        yield Finding(f"{name}: package", *found)
+        check = f"{name}: package"
+        yield Finding(check, "ok", module) if there else Finding(check, "fail", f"{module} is missing", mend)
 
 
 def _gym(stage: StageConfig) -> bool:
