@@ -202,34 +202,53 @@ def test_a_run_that_begins_meanwhile_keeps_its_stage(runs: Path) -> None:
     assert names(runs) == {rl(1), rl(2)}
 
 
-def test_who_waits_for_a_folder_that_goes_begins_a_new_one(runs: Path) -> None:
-    folder, told, done = StageFolder(runs / "stages" / rl(3)), list[str](), threading.Event()
-    held, again = threading.Event(), list[bool]()
+def test_who_waits_for_a_folder_that_goes_begins_a_new_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, told, again = StageFolder(runs / "stages" / rl(3)), list[str](), list[bool]()
+    held, done, look = threading.Event(), threading.Event(), Surveyor.look
 
     def pipeline() -> None:
         with hold(folder, told.append):
             again.append(folder.manifest.exists())
             held.set()
-            done.wait(10)
+            done.wait(30)
 
     worker = threading.Thread(target=pipeline)
-    with try_hold(folder) as mine:
-        assert mine
-        worker.start()
-        while not told:
-            time.sleep(0.01)
-        away = runs / f"{AWAY}1-{rl(3)}"
-        folder.path.rename(away)
-        (away / folder.lock.name).unlink()
-        assert not held.is_set()
-    assert held.wait(10)
-    assert is_held(folder)  # by a lock that is in its place: the next one sees it
-    with try_hold(folder) as mine:
-        assert not mine
-    done.set()
-    worker.join()
-    assert again == [False]
-    assert (away / "manifest.json").exists()
+
+    def look_with_somebody_waiting(self: Surveyor, holding: str | None = None) -> Survey:
+        if holding == rl(3):
+            worker.start()
+            while not told:
+                time.sleep(0.01)
+        return look(self, holding)
+
+    monkeypatch.setattr(Surveyor, "look", look_with_somebody_waiting)
+    _, document = call("gc", "--runs", runs, "--yes", "--json")
+    assert [Path(item["path"]).name for item in document["items"]] == [rl(3)]
+    assert held.wait(30)
+    try:
+        assert is_held(folder)  # by a lock that is in its place: the next one sees it
+        with try_hold(folder) as mine:
+            assert not mine
+        assert again == [False]
+    finally:
+        done.set()
+        worker.join()
+
+
+def test_a_gc_that_is_killed_leaves_nothing_in_its_place(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.gc.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call("gc", "--runs", runs, "--yes", "--json")
+    assert names(runs) == {rl(1), rl(2)}
+    left = list(runs.glob(f"{AWAY}*"))
+    assert len(left) == 1
+    assert not (left[0] / ".lock").exists()  # whoever waited for it sees that it guards nothing
+    call("gc", "--runs", runs, "--yes", "--json")
+    assert not list(runs.glob(f"{AWAY}*"))
 
 
 def test_a_run_that_is_resumed_meanwhile_keeps_everything(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
