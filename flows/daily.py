@@ -25,7 +25,7 @@ def add_daily_commands(command: Callable[..., P], place: P) -> None:
     sample.add_argument("run", metavar="RUN", help=run)
     sample.add_argument("stage", metavar="STAGE", help=f"{stage}: of a kind that hands over a model")
     sample.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question; on a terminal none: you are asked")
-    sample.add_argument("--stdin", action="store_true", help="a prompt in each line of standard input")
+    sample.add_argument("--stdin", action="store_true", help="take a prompt from each line of standard input")
     sample.add_argument("--samples", type=_positive, default=4, help="answers to each prompt (default: 4)")
     sample.add_argument("--temperature", type=float, help="0: the likeliest tokens (default: the recipe's)")
     sample.add_argument("--top-p", type=float, help="nucleus sampling (default: the recipe's)")

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.asking import Asking, asking, data_of
 from flows.commands import Answer, runs_of
-from flows.model_card import Prompting, model_card
+from flows.model_card import Prompting, model_card, serving
 from flows.record import RunRecord
 from flows.stage_of_run import finished_model, folder_of, record_of
 from stages.problems.chat_template import chat_template
@@ -58,8 +58,9 @@ def export(options: argparse.Namespace) -> Answer:
         "bytes": sum(path.stat().st_size for path in target.iterdir() if path.is_file()),
         "template": vars(prompting),
     }
+    serve = document["serve"] = serving(target, target)
     if not options.json:
-        print(f"{target}: {document['bytes'] / 2**20:.1f} MiB\n{prompting.sentence}\nserve it: {prompting.serve(target)}")
+        print(f"{target}: {document['bytes'] / 2**20:.1f} MiB\n{prompting.sentence}\nserve it: {serve}")
     return ExitStatus.DONE, document
 
 

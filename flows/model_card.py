@@ -37,16 +37,20 @@ class Prompting:
         same = "token by token" if self.exact else "in its text, but NOT token by token with this tokenizer"
         return f"The chat template gives the prompts that the model {how} with (stage `{self.stage}`), {same}."
 
-    def serve(self, target: Path, dtype: str = "auto") -> str:
-        """The command that serves it."""
-        return f"vllm serve {shlex.quote(str(target))} --dtype {dtype}"
+
+def serving(folder: Path, target: Path) -> str:
+    """The command that serves a model. `folder`: where its files are now; `target`: where they will be."""
+    return f"vllm serve {shlex.quote(str(target))} --dtype {_dtype(folder)}"
+
+
+def _dtype(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
 def model_card(record: RunRecord, stage: str, manifest: Manifest, prompting: Prompting, folder: Path, target: Path) -> str:
     """Markdown with front matter. `folder`: where the files are now; `target`: where they will be."""
     lineage = list(_lineage(record, stage, manifest))
-    config = read_json(folder / "config.json")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto")
     base = next((item for item in lineage if item[1].kind in ("model", "toy_base")), None)
     origin = _origin(base[1], record, base[0]) if base else "unknown"
     hub = record.content["document"]["stages"].get(base[0], {}).get("hub") if base else None
@@ -60,7 +64,7 @@ def model_card(record: RunRecord, stage: str, manifest: Manifest, prompting: Pro
         f"`{record.content['config_file']}`, made by R1 Pipeline. Base model: {origin}.",
         *(f"> {remark}" for remark in manifest.remarks),
         f"## How good it is\n\n{_results(record, stage)}",
-        f"## How to use it\n\n{_use(prompting, target, dtype)}",
+        f"## How to use it\n\n{_use(prompting, folder, target)}",
         f"## What it was made of\n\n{_table(['stage', 'kind', 'data', 'counts'], _data(record, lineage))}",
         f"## Settings of the stage\n\n````yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}````",
         "## Licence\n\nUnknown: R1 Pipeline does not know the licences of the base model and of the data. Both bind whoever "
@@ -116,14 +120,14 @@ def _results(record: RunRecord, stage: str) -> str:
     return f"{_table(head, cells)}\n\nThe error is over problems; problems, sampling and seed are in the recipe."
 
 
-def _use(prompting: Prompting, target: Path, dtype: str) -> str:
+def _use(prompting: Prompting, folder: Path, target: Path) -> str:
     kwargs = 'add_generation_prompt=True, return_tensors="pt", return_dict=True'
     return (
         f"{prompting.sentence} Send one message of the user; the sampling of the recipe is in `generation_config.json`.\n\n"
-        f"```\n{prompting.serve(target, dtype)}\n```\n\n"
+        f"```\n{serving(folder, target)}\n```\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"folder = {str(target)!r}\n"
-        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{_dtype(folder)}")\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f'inputs = tokenizer.apply_chat_template([{{"role": "user", "content": "..."}}], {kwargs})\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=512)[0]))\n```"

@@ -111,7 +111,7 @@ def _lines(rows: Iterable[Row]) -> Iterator[str]:
     for row in rows:
         if asked != (asked := (row["file"], row["problem_id"])):
             yield f"problem {_question(row)}"
-        yield f"  {_facts(row)}"
+        yield f"  {' · '.join(_facts(row))}"
         yield from (f"  | {line}" for line in printable(row["text"]).split("\n"))
 
 
@@ -125,8 +125,10 @@ def _panels(console: "Console", rows: Iterable[Row]) -> None:
         if asked != (asked := (row["file"], row["problem_id"])):
             console.print(Text(f"problem {_question(row)}", style="bold"))
         colour = _COLOURS.get(row["verdict"], "none")
-        body = Text(printable(row["text"]))
-        console.print(Panel(body, title=Text(_facts(row)), title_align="left", border_style=colour), highlight=False)
+        body, facts = Text(printable(row["text"])), _facts(row)
+        above, below = Text(" · ".join(facts[:-1])), Text(facts[-1])
+        panel = Panel(body, title=above, title_align="left", subtitle=below, subtitle_align="right", border_style=colour)
+        console.print(panel, highlight=False)
 
 
 def _question(row: Row) -> str:
@@ -134,14 +136,12 @@ def _question(row: Row) -> str:
     return f"{question} (reference: {one_line(row['reference'], 80)})" if row["reference"] else question
 
 
-def _facts(row: Row) -> str:
-    """The line above an answer."""
+def _facts(row: Row) -> list[str]:
+    """What is said of an answer; the last of it is its length and likelihood."""
     facts = [f"{row['file'].partition('-')[0]} {row['step']}, sample {row['sample']}"]
     if row["verdict"] is not None:
         parts = ", ".join(f"{one_line(name, 40)} {value:.3g}" for name, value in row["parts"].items())
         facts += [row["verdict"], f"reward {row['reward']:.3g}" + (f" ({parts})" if parts else "")]
     cut = ", cut" if row["finish"] == "length" else ""
-    facts.append(f"{row['tokens']} tokens{cut}")
-    if row["mean_logprob"] is not None:
-        facts.append(f"mean log-prob {row['mean_logprob']:.3f}")
-    return " · ".join(facts)
+    likely = "" if row["mean_logprob"] is None else f", mean log-prob {row['mean_logprob']:.3f}"
+    return [*facts, f"{row['tokens']} tokens{cut}{likely}"]

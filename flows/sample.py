@@ -82,8 +82,11 @@ def _sampling(default: Sampling, options: argparse.Namespace) -> Sampling:
 @contextlib.contextmanager
 def _engine(record: RunRecord, stage: str, step: int | None, ask: Asking) -> Iterator[tuple[Rollout, str]]:
     """An engine over the stage's model, and what model that is."""
+    from transformers.utils.logging import disable_progress_bar
+
     from stages.rollout.engines import open_rollout
 
+    disable_progress_bar()  # of loading, which takes a moment
     manifest = finished_model(record, stage)
     folder = folder_of(record, stage)
     if manifest is None or step is not None:
