@@ -9,6 +9,8 @@ import threading
 import time
 from typing import NoReturn
 
+from flows.daily import add_daily_commands
+from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.streams import without_secrets
 
@@ -26,7 +28,14 @@ COMMANDS = {
     "down": "flows.detached:down",
     "deploy": "flows.commands:deploy",
     "worker": "flows.worker:work",
+    "rollouts": "flows.rollouts:rollouts",
+    "sample": "flows.sample:sample",
+    "export": "flows.export:export",
+    "gc": "flows.gc:gc",
+    "pin": "flows.pins:pin",
+    "unpin": "flows.pins:unpin",
     "doctor": "flows.commands:doctor",
+    "completion": "flows.completion:completion",
     "schema": "flows.commands:schema",
 }
 """Command -> the function that does it: it takes the parsed options, gives exit status and JSON document, and writes text on
@@ -76,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, text: str, *parents: _Parser) -> _Parser:
-        return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
+        example = f"example: {EXAMPLES[name]}" if name in EXAMPLES else None
+        return commands.add_parser(name, help=text, description=text, epilog=example, parents=[*parents, shared])
 
     run = command("run", "Run a recipe; finished stages are reused.", config, traced, tries)
     run.add_argument("--from", metavar="STAGE", dest="from_stage", help="what STAGE needs must be finished already")
@@ -134,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     worker = command("worker", "Run what is scheduled, on this machine, until Ctrl-C.", place)
     worker.add_argument("--pool", metavar="NAME", default="r1", help="its work pool (default: r1)")
     worker.add_argument("--limit", metavar="N", type=_positive, help="runs at a time (default: any number)")
-    command("doctor", "What works on this machine.", place)
+    add_daily_commands(command, place)
     command("schema", "JSON schema of recipes.")
     return top
 
@@ -203,6 +213,10 @@ def _main(arguments: list[str] | None) -> int:
     from flows import commands
     from flows.results import error_document, print_json
 
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        from flows.completion import complete
+
+        complete(parser())
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
     status, document = ExitStatus.DONE, None

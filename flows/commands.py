@@ -178,8 +178,13 @@ def deploy(options: argparse.Namespace) -> Answer:
 def doctor(options: argparse.Namespace) -> Answer:
     """`r1 doctor`."""
     from flows.doctor import examine, show
+    from flows.doctor_host import examine_host
+    from flows.doctor_recipe import examine_recipe
 
-    findings = examine(runs_of(options))
+    runs = runs_of(options)
+    findings = [*examine(runs), *examine_host(runs)]
+    if options.config is not None:
+        findings += examine_recipe(options.config, options.overrides, network=options.network)
     if not options.json:
         show(findings)
     failed = any(finding.state == "fail" for finding in findings)

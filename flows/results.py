@@ -4,6 +4,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from flows.printable import printable_json
 from stages.store.errors import ExitStatus
 
 if TYPE_CHECKING:  # loading a recipe's types is what `r1 --help` must not pay for
@@ -20,8 +21,7 @@ STATUS_NAMES = {
 
 def print_json(document: dict[str, Any]) -> None:
     """The only thing that a command with `--json` writes on standard output."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
     sys.stdout.flush()
 
 

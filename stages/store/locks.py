@@ -28,23 +28,57 @@ def hold(folder: StageFolder, waiting: Callable[[str], None], check: Callable[[]
     `check` is called every second of the wait, and may raise to end it. Raises UserError on a file system without locks,
     where two pipelines could not be kept apart.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    _demand_locks(folder)
     lock, owner = FileLock(folder.lock), folder.path / ".owner.json"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting(f"waiting for {folder.path.name}, held by {_owner(folder)}")
-        while not lock.is_locked:
+    told = False
+    while not lock.is_locked:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            _demand_locks(folder)
+            lock.acquire(timeout=1.0 if told else 0.0)
+        except Timeout:
+            if not told:
+                waiting(f"waiting for {folder.path.name}, held by {_owner(folder)}")
+            told = True
             check()
-            with contextlib.suppress(Timeout):
-                lock.acquire(timeout=1.0)
+        except FileNotFoundError:
+            continue  # the folder was removed meanwhile (`r1 gc`): it is made anew
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         yield
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def try_hold(folder: StageFolder) -> Iterator[bool]:
+    """Hold the folder's lock while nobody else does; gives whether it is held. Nothing is made where there is no folder.
+
+    Raises UserError on a file system without locks.
+    """
+    lock = FileLock(folder.lock)
+    try:
+        _demand_locks(folder)
+        lock.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_held(folder: StageFolder) -> bool:
+    """Whether another owner, in whichever process, holds the folder's lock now. Nothing is written."""
+    try:
+        with folder.lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _demand_locks(folder: StageFolder) -> None:
