@@ -18,7 +18,8 @@ COMMANDS = {
     "resume": "flows.commands:resume",
     "stage": "flows.commands:stage",
     "status": "flows.commands:status",
-    "compare": "flows.commands:compare",
+    "compare": "flows.compare:compare",
+    "report": "flows.report:report",
     "up": "flows.commands:up",
     "deploy": "flows.commands:deploy",
     "doctor": "flows.commands:doctor",
@@ -76,8 +77,11 @@ def parser() -> argparse.ArgumentParser:
     stage.add_argument("--fresh", action="store_true", help="compute it again")
     status = command("status", "What runs there are, or how far one is.", place)
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
-    compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
+    compare = command("compare", "Runs beside each other: params that differ, headline metrics, learning curves.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
+    compare.add_argument("--figure", metavar="FILE", help="where the curves go, as PNG (default: compare/ in the runs folder)")
+    report = command("report", "Make a run's page again, report.html in its folder.", place)
+    report.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
     up = command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place)
     up.add_argument("--prefect-port", type=int, default=4200)
     up.add_argument("--mlflow-port", type=int, default=5000)

@@ -15,6 +15,7 @@ from prefect.states import Completed, Failed
 from flows.prefect_server import AWAY_SECONDS, flush_events, server_address, server_answers, wait_for_server
 from flows.progress import Lines, Progress, on_standard_error
 from flows.record import RunRecord
+from flows.report import page_at_end
 from flows.selection import select
 from flows.stage_task import TELLING_ERRORS, Work, stage_task
 from stages.recipe import ResolvedRecipe, load_recipe, resolve
@@ -133,7 +134,11 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
         status = said = "interrupted"
         raise
     finally:
+        # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
+        page = None if status == "interrupted" else page_at_end(record, status, said, progress.note)
         if tracking is not None:
+            if page is not None:
+                tracking.artifact(page)
             endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
             results = record.results()
             # A request to end now ends this wait only: what the stages came to is settled.
