@@ -1,4 +1,4 @@
-"""`r1 compare`: what differs between runs, how their models did, whether that is more than chance, their curves in one figure."""
+"""`r1 compare`: what differs between runs, how their models did and whether that is more than chance, their curves."""
 
 import argparse
 import re

@@ -41,7 +41,7 @@ class Problem:
 
 
 def beside_each_other(models: Sequence[Model], faults: list[str]) -> list[Problem]:
-    """An answer of every model to the same problems: some that only the last model solves, one that it misses, one that both do."""
+    """An answer of every model to the same problems: some that only the last one solves, one that it misses, one both solve."""
     models = [*models[:1], *models[1:][-(MOST_MODELS - 1) :]]
     chosen = _chosen(models)
     problems: dict[str, Problem] = {}
