@@ -69,7 +69,7 @@ ASKED = (
         "Accuracy and length",
         "accuracy",
         (("eval/accuracy", "held out"), ("reward/accuracy", "training")),
-        (("rollout/length", "length"),),
+        (("rollout/length", "length, right axis"),),
         "tokens of an answer",
         share=True,
     ),

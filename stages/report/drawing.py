@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.report.curves import Curve, Panel
+from stages.report.text import shown
 
 PALETTE = ("#2f6db3", "#c8622a", "#3d8f5f", "#8a5bb0", "#b8923a", "#b0486a", "#4a9aa8", "#7a7a7a")
 """Colours of curves; in SVG they are the page's variables --c0 to --c7."""
 INK, FAINT = "#1f2328", "#d0d4d9"
 SIZE = (3.5, 2.35)
 """Inches of a panel on a page: small, so that its text stays readable at the width of a phone."""
+MOST_LABEL = 40
+"""Characters of a curve's name."""
 COLUMNS = 4
 """Panels beside each other in a PNG."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are shown as they are, dollar signs too
     "svg.fonttype": "none",
     "font.size": 8.5,
@@ -36,7 +39,7 @@ _STYLE = {
 }
 _UNSEEN = re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL)
 _NUMBERED = re.compile(r'<g id="[A-Za-z0-9.]+_\d+">')
-_FONT = re.compile(r"font: ([\d.]+)px [^;\"]+")
+_FONT = re.compile(r"font-family: [^;\"]+")
 
 
 def colour(number: int) -> str:
@@ -80,9 +83,10 @@ def draw(axes: Any, panel: Panel, *, legend: bool = True) -> None:
 def _curve(axes: Any, curve: Curve, number: int, panel: Panel, *, dashed: bool = False) -> Any:
     shade = colour(number if curve.colour is None else curve.colour)
     if panel.bars:
-        return axes.stairs(curve.y, curve.x, fill=True, color=shade, alpha=0.55, label=curve.label)
+        return axes.stairs(curve.y, curve.x, fill=True, color=shade, alpha=0.55, label=shown(curve.label, MOST_LABEL))
     dots = "o" if len(curve.x) <= 12 else None
-    style = {"color": shade, "label": curve.label, "marker": dots, "markersize": 3, "linestyle": "--" if dashed else "-"}
+    label = shown(curve.label, MOST_LABEL)
+    style = {"color": shade, "label": label, "marker": dots, "markersize": 3, "linestyle": "--" if dashed else "-"}
     if curve.errors is not None:
         return axes.errorbar(curve.x, curve.y, curve.errors, capsize=2, elinewidth=0.8, **style)
     return axes.plot(curve.x, curve.y, **style)[0]
@@ -95,12 +99,13 @@ def svg(panel: Panel, salt: str) -> str:
 
     buffer = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        draw(figure.subplots(), panel)
+        figure = Figure(figsize=SIZE)
+        # Fixed margins: to have them measured takes as long again as to draw.
+        draw(figure.add_axes((0.2, 0.19, 0.64 if panel.right else 0.77, 0.66)), panel)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = _NUMBERED.sub("<g>", _UNSEEN.sub("", text[text.index("<svg") :]))
-    text = _FONT.sub(r"font: \1px var(--sans)", text)
+    text = _FONT.sub("font-family: var(--sans)", text)
     for number, shade in enumerate(PALETTE):
         text = text.replace(shade, f"var(--c{number})")
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--line)")

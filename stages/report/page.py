@@ -20,6 +20,8 @@ MOST_STAGES = 80
 """Stages drawn and listed."""
 MOST_CURVED = 16
 """Training stages whose curves are shown: the first ones."""
+MOST_TEXT = 70_000
+"""Characters of any text."""
 MOST_CONFIG, MOST_REMARKS, MOST_REMARK = 60_000, 60, 600
 """Characters of the configuration; remarks, and characters of each."""
 
@@ -42,7 +44,12 @@ def render(run: Run, runs: Path) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "percent": percent, "shown": shown, "svg": _Drawer()}
     evaluated = models.evaluations(run)
@@ -70,6 +77,11 @@ def render(run: Run, runs: Path) -> str:
         resume=f"r1 resume {run.name} --runs {shlex.quote(str(runs))}",
         mlflow=_mlflow(content.get("mlflow") or {}, runs),
     )
+
+
+def _finalize(value: Any) -> Any:
+    """Every text of the page goes through here before it is escaped."""
+    return shown(value, MOST_TEXT) if type(value) is str else value
 
 
 class _Drawer:
