@@ -135,10 +135,10 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, progress: Progress, re
         raise
     finally:
         # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
-        page = None if status == "interrupted" else page_at_end(record, status, said, progress.note)
+        html = None if status == "interrupted" else page_at_end(record, status, said, progress.note)
         if tracking is not None:
-            if page is not None:
-                tracking.artifact(page)
+            if html is not None:
+                tracking.artifact(html)
             endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
             results = record.results()
             # A request to end now ends this wait only: what the stages came to is settled.

@@ -69,7 +69,7 @@ ASKED = (
         "Accuracy and length",
         "accuracy",
         (("eval/accuracy", "held out"), ("reward/accuracy", "training")),
-        (("rollout/length", "length, right axis"),),
+        (("rollout/length", "length (right)"),),
         "tokens of an answer",
         share=True,
     ),
@@ -83,7 +83,7 @@ ASKED = (
     Asked("Entropy", "nats a token", (("train/entropy", "entropy"),)),
     Asked("Size of the gradient", "norm", (("train/grad_norm", "before clipping"),)),
 )
-"""In this order; a panel without values is left out. The reward's parts follow the first."""
+"""In this order; a panel without lines (a stage of one step) is left out. The reward's parts follow the first."""
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
@@ -116,9 +116,10 @@ def stage_panels(lines: Sequence[Line]) -> list[Panel]:
     for asked in ASKED:
         found = _curves(lines, asked.metrics)
         right = _curves(lines, asked.right)
-        if found or right:
+        if any(len(one.x) > 1 for one in (*found, *right)):
             panels.append(Panel(asked.title, asked.y_label, found, right, asked.right_label, share=asked.share))
-        if asked is ASKED[0] and (parts := _reward_parts(lines)):
+        parts = _reward_parts(lines) if asked is ASKED[0] else []
+        if any(len(one.x) > 1 for one in parts):
             panels.append(Panel("Reward and its parts", "mean over answers", parts))
     return panels
 

@@ -13,6 +13,8 @@ PALETTE = ("#2f6db3", "#c8622a", "#3d8f5f", "#8a5bb0", "#b8923a", "#b0486a", "#4
 INK, FAINT = "#1f2328", "#d0d4d9"
 SIZE = (3.5, 2.35)
 """Inches of a panel on a page: small, so that its text stays readable at the width of a phone."""
+LINE = 0.19
+"""Inches of a line of the legend."""
 MOST_LABEL = 40
 """Characters of a curve's name."""
 COLUMNS = 4
@@ -74,10 +76,15 @@ def draw(axes: Any, panel: Panel, *, legend: bool = True) -> None:
         other.set_ylabel(panel.right_label)
         handles += [_curve(other, curve, len(panel.curves) + n, panel, dashed=True) for n, curve in enumerate(panel.right)]
     if legend and len(handles) > 1:
-        columns = 3 if len(handles) % 4 else 4
-        axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, columnspacing=1.2, handlelength=1.5
-        )
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.24, 1.0), "columnspacing": 1.2, "handlelength": 1.5}
+        axes.legend(handles=handles, ncols=_columns(panel), **place)
+
+
+def _columns(panel: Panel) -> int:
+    """Columns of the legend, so that it is about as wide as the panel."""
+    labels = [curve.label[:MOST_LABEL] for curve in (*panel.curves, *panel.right)]
+    wide = sum(map(len, labels)) / len(labels) + 5  # in characters, with the line before it
+    return max(1, min(len(labels), 4, int(52 / wide)))
 
 
 def _curve(axes: Any, curve: Curve, number: int, panel: Panel, *, dashed: bool = False) -> Any:
@@ -99,9 +106,12 @@ def svg(panel: Panel, salt: str) -> str:
 
     buffer = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=SIZE)
+        lines = -(-(len(panel.curves) + len(panel.right)) // _columns(panel))
+        height = SIZE[1] + LINE * (lines - 1)
+        figure = Figure(figsize=(SIZE[0], height))
         # Fixed margins: to have them measured takes as long again as to draw.
-        draw(figure.add_axes((0.2, 0.19, 0.64 if panel.right else 0.77, 0.66)), panel)
+        low, top = 0.45, 0.16 + LINE * lines
+        draw(figure.add_axes((0.2, low / height, 0.64 if panel.right else 0.77, (height - low - top) / height)), panel)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = _NUMBERED.sub("<g>", _UNSEEN.sub("", text[text.index("<svg") :]))

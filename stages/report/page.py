@@ -65,7 +65,7 @@ def render(run: Run, runs: Path) -> str:
         results=models.results(run),
         gates=[(stage.name, stage.manifest["notes"]["gate"]) for stage in stages if _notes(stage).get("gate")],
         remarks=list(_remarks(run)),
-        curves=[(stage, stage_panels(stage.lines)) for stage in stages if stage.trained][:MOST_CURVED],
+        curves=[(stage, panels) for stage in stages if stage.trained and (panels := stage_panels(stage.lines))][:MOST_CURVED],
         chances=[(name, models.chance_panel(found), models.chance_rows(found)) for name, found in evaluated.items()],
         lengths=[(name, models.length_panels(found)) for name, found in evaluated.items()],
         curated=[(stage, models.fates(_notes(stage))) for stage in stages if stage.kind == "curate" and stage.manifest],
