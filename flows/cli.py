@@ -23,7 +23,8 @@ COMMANDS = {
     "join": "flows.join:join",
     "plan": "flows.plan:plan",
     "status": "flows.commands:status",
-    "compare": "flows.commands:compare",
+    "compare": "flows.compare:compare",
+    "report": "flows.report:report",
     "up": "flows.servers:up",
     "down": "flows.detached:down",
     "deploy": "flows.commands:deploy",
@@ -121,8 +122,11 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--out", metavar="FOLDER", help="where --calibrate writes (default: RUNS)")
     status = command("status", "What runs there are, or how far one is.", place)
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
-    compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
+    compare = command("compare", "Runs beside each other: params that differ, headline metrics, learning curves.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
+    compare.add_argument("--figure", metavar="FILE", help="where the curves go, as PNG (default: compare/ in the runs folder)")
+    report = command("report", "Make a run's page again, report.html in its folder.", place)
+    report.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
     _servers(command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place))
     command("down", "Stop the servers of `r1 up`.", place)
     deploy = command("deploy", "Register a schedule for a recipe with Prefect.", tries)

@@ -131,43 +131,6 @@ def status(options: argparse.Namespace) -> Answer:
     return ExitStatus.MISTAKE if told else ExitStatus.DONE, {"runs": rows, "damaged": told}
 
 
-def compare(options: argparse.Namespace) -> Answer:
-    """`r1 compare`."""
-    from flows.prefect_home import running_servers
-    from flows.record import RunRecord
-    from flows.results import table
-    from stages.tracking.compare import compare as compared
-
-    if len(options.run) < 2:
-        raise UserError("one run cannot be compared", where="compare", mend="name at least two")
-    runs = runs_of(options)
-    servers = running_servers(runs.path)
-    records = [RunRecord.open(runs.pipeline(name)) for name in options.run]
-    for record in records:
-        record.results()  # nothing is compared that is not what its manifest says
-    folders = [record.folder for record in records]
-    document: dict[str, Any] = compared(folders, server=servers["mlflow"]["address"] if servers else None)
-    document["remarks"] = {record.name: record.remarks() for record in records}
-    if not options.json:
-        names = document["runs"]
-        print(table(["param", *names], [[k, *(str(v[n]) for n in names)] for k, v in document["params"].items()]))
-        figures = [
-            [f"{model} {metric}", *(_figure(values.get(n)) for n in names)]
-            for model, metrics in document["metrics"].items()
-            for metric, values in metrics.items()
-        ]
-        print(f"\n{table(['result', *names], figures)}")
-        for name, remarks in document["remarks"].items():
-            print("".join(f"\n{name}: {remark}" for remark in remarks), end="\n" if remarks else "")
-        known = document["address"] or f"none: start `r1 up --runs {options.runs}`"
-        print(f"\nMLflow: {known}")
-    return ExitStatus.DONE, document
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
-
-
 def deploy(options: argparse.Namespace) -> Answer:
     """`r1 deploy`."""
     from flows.deploy import register

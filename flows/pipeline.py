@@ -19,6 +19,7 @@ from flows.prefect_home import mlflow_server
 from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
+from flows.report import page_at_end
 from flows.selection import select
 from flows.side_by_side import go_through
 from flows.stage_task import failed, stage_task
@@ -139,7 +140,11 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         status = said = "interrupted"
         raise
     finally:
+        # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
+        html = None if status == "interrupted" else page_at_end(record, status, said, progress.note)
         if tracking is not None:
+            if html is not None:
+                tracking.artifact(html)
             endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
             results = record.results()
             # A request to end now ends this wait only: what the stages came to is settled.

@@ -15,6 +15,7 @@ from stages.store.files import digest_json
 from stages.store.folders import StageFolder
 from stages.tracking.compare import compare
 from stages.tracking.mlflow_client import Connection, default_uri, logger, metric_name, now
+from stages.tracking.mlflow_experiment import arrange, describe
 from stages.tracking.mlflow_sender import Sender
 from stages.tracking.mlflow_stage import StageTracking, Status, is_scalar
 
@@ -22,8 +23,10 @@ __all__ = ["PipelineTracking", "StageTracking", "compare", "default_uri"]
 
 PARENT_FIELDS = ("seed", "lr", "steps", "epochs", "questions", "samples")
 """Fields of stages that become params of the parent run; the whole configuration is its artifact `config.json`."""
-RESULTS = ("accuracy", "accuracy_stderr", "cons_at_k", "mean_length", "format", "language", "truncated")
-"""Headline results of a model on the parent run. MLflow's compare page shows 40 metrics at most: these, for five models."""
+RESULTS = ("accuracy", "mean_length", "accuracy_stderr", "language", "format", "truncated", "cons_at_k")
+"""Headline results of a model on the parent run, the weightiest first."""
+MOST_RESULTS = 40
+"""Metrics of a parent run: more cannot be told apart where runs are compared. All for five models, the first four for ten."""
 BEGIN_SECONDS = 10.0
 """How long the begin of a run waits for its MLflow run; a new database takes some seconds."""
 END_SECONDS: dict[Status, float] = {"FINISHED": 120.0, "FAILED": 10.0, "KILLED": 5.0}
@@ -77,6 +80,7 @@ class PipelineTracking:
 
     def _begin(self) -> bool:
         client = self._connection.client()
+        describe(client, self.experiment_id)
         if (run := self._connection.continued(self._wanted, self._identity)) is None:
             tags = {"config_digest": digest_json(self._document), **_source_tags(self._tags), **self._identity}
             run = client.create_run(self.experiment_id, self._started, tags, self._run_name)
@@ -122,11 +126,12 @@ class PipelineTracking:
         Waits until MLflow has everything, at most `END_SECONDS`.
         """
         ended = now()
+        shown = RESULTS[: max(1, MOST_RESULTS // max(1, len(results)))]
         values = {
             metric_name(f"eval/{model}/{key}"): float(value)
             for model, metrics in results.items()
             for key, value in metrics.items()
-            if key in RESULTS and isinstance(value, int | float)
+            if key in shown and isinstance(value, int | float)
         }
 
         def conclude() -> bool:
@@ -138,6 +143,7 @@ class PipelineTracking:
             client.log_batch(self.parent_run_id, metrics=new)
             if remarks:
                 client.set_tag(self.parent_run_id, "mlflow.note.content", "\n\n".join(remarks))
+            arrange(client, self.experiment_id, list(results))
             client.set_terminated(self.parent_run_id, status, ended)
             return True
 
