@@ -141,7 +141,7 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         raise
     finally:
         # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
-        html = None if status == "interrupted" else page_at_end(record, status, said, progress.note)
+        html = None if status == "interrupted" else page_at_end(record, status, said, page.note)
         if tracking is not None:
             if html is not None:
                 tracking.artifact(html)
