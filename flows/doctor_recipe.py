@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from flows.doctor import Finding
 from flows.doctor_host import vllm_finding
-from flows.launch import cores
+from flows.launchers.local import cores
 from stages.recipe import ResolvedRecipe, load_recipe
 from stages.store.config import StageConfig
 from stages.store.errors import UserError
