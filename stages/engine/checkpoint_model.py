@@ -8,8 +8,8 @@ import torch
 
 from stages.engine.adapters import adapted, is_adapted, plain_weights
 from stages.engine.checkpoints import broken, newest_whole, steps
-from stages.engine.stored import Stored
 from stages.engine.settings import Lora
+from stages.engine.stored import Stored
 from stages.store.errors import UserError
 
 
