@@ -23,6 +23,8 @@ from prefect.client.schemas.filters import (
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
+from flows import slots
+from stages.store.errors import UserError
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.operation import Operation, digests, wait_for
@@ -158,6 +160,41 @@ def metrics(runs: Path) -> list[dict[str, float]]:
 def slots_of(operation: Operation, name: str) -> int:
     with operation.client() as client:
         return int(client.read_global_concurrency_limit_by_name(name).active_slots)
+
+
+def test_slots_that_were_given_away_are_taken_again(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an outage that was longer than the lease: whoever holds them goes on, and asks until they are free again."""
+    monkeypatch.setattr(slots, "RENEW_SECONDS", 1.0)
+    monkeypatch.setattr(slots, "RETRY_SECONDS", 0.5)
+    told, leases, real = list[str](), list[UUID](), slots._take
+
+    def take(*arguments: Any) -> UUID:
+        leases.append(real(*arguments))
+        return leases[-1]
+
+    monkeypatch.setattr(slots, "_take", take)
+    with operation.client() as client:
+        with (
+            pytest.raises(UserError, match="the Prefect server has no limit `pair`; make it: `prefect gcl create pair"),
+            slots.hold_slots("pair", 1, told.append),
+        ):
+            pass
+        client.upsert_global_concurrency_limit_by_name("pair", 2)
+        with (
+            pytest.raises(UserError, match="the stage needs 3 slots of `pair`, which has 2"),
+            slots.hold_slots("pair", 3, told.append),
+        ):
+            pass
+        with slots.hold_slots("pair", 2, told.append):
+            assert slots_of(operation, "pair") == 2
+            client.release_concurrency_slots_with_lease(leases[0])
+            assert slots_of(operation, "pair") == 0
+            wait_for("slots", lambda: slots_of(operation, "pair") == 2, 20)
+        wait_for("free slots", lambda: slots_of(operation, "pair") == 0, 20)
+    assert told == [
+        "the Prefect server has given the slots of `pair` away; the stage goes on and asks again",
+        "the slots of `pair` are held again",
+    ]
 
 
 def test_stages_wait_for_slots_that_a_restarted_server_has_not_forgotten(operation: Operation) -> None:
