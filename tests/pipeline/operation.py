@@ -143,7 +143,7 @@ class Operation:
 
     def records(self, runs: Path | None = None) -> list[dict[str, Any]]:
         files = sorted(((runs or self.runs) / "pipelines").glob("*/pipeline.json"))
-        return [json.loads(file.read_text()) for file in files]
+        return [{"run": file.parent.name, **json.loads(file.read_text())} for file in files]
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Any]:

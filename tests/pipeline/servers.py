@@ -90,9 +90,9 @@ class Run:
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
-    def end(self) -> int:
+    def end(self, seconds: float = 300) -> int:
         try:
-            return self.process.wait(300)
+            return self.process.wait(seconds)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)

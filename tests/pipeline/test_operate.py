@@ -23,6 +23,8 @@ from prefect.client.schemas.filters import (
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
+from flows import slots
+from stages.store.errors import UserError
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.operation import Operation, digests, wait_for
@@ -86,10 +88,10 @@ def test_a_schedule_fires_and_the_run_completes(operation: Operation) -> None:
     wait_for("scheduled run", lambda: begun(operation, "r1-config/nightly"), 180, operation.folder / "worker.log")
     with operation.client() as client:  # once is enough
         client.pause_deployment(client.read_deployment_by_name("r1-config/nightly").id)
-    first = wait_for("record", lambda: operation.records(), 180, operation.folder / "worker.log")[0]["name"]
+    first = wait_for("record", lambda: operation.records(), 180, operation.folder / "worker.log")[0]["run"]
     wait_for("end of the run", lambda: operation.records()[0]["status"] != "running", 400, operation.folder / "worker.log")
     record = operation.records()[0]
-    assert (record["name"], record["status"], record["error"]) == (first, "done", None)
+    assert (record["run"], record["status"], record["error"]) == (first, "done", None)
     wait_for("state", lambda: state(operation, first) == "COMPLETED", 30)
     check_mlflow(operation.mlflow, record)
     found = artifacts(operation, flow_run(operation, first).id)
@@ -126,18 +128,18 @@ def test_a_run_cancelled_in_the_middle_of_training_is_resumed_to_the_same_digest
     wait_for("middle of the training", lambda: len(journal(runs)) >= 5, 240, log)
     (record,) = operation.records(runs)
     with operation.client() as client:
-        client.set_flow_run_state(flow_run(operation, record["name"]).id, Cancelling(message="somebody asked for it"))
+        client.set_flow_run_state(flow_run(operation, record["run"]).id, Cancelling(message="somebody asked for it"))
     wait_for("end of the run", lambda: operation.records(runs)[0]["status"] != "running", 60, log)
     (record,) = operation.records(runs)
     assert (record["status"], record["stages"]["zero"]["status"]) == ("interrupted", "interrupted")
-    wait_for("state", lambda: state(operation, record["name"]) == "CANCELLED", 60, log)
+    wait_for("state", lambda: state(operation, record["run"]) == "CANCELLED", 60, log)
     (zero,) = runs.glob("stages/rl-*")
     assert '"interrupted"' in (zero / "attempts" / "1" / "outcome.json").read_text()  # it was asked, not killed
     assert 5 <= len(journal(runs)) < 40
     left = [p for p in psutil.process_iter(["cmdline"]) if str(zero) in (p.info["cmdline"] or [])]
     assert not left, "something of the stage goes on"
 
-    resumed = operation.r1("resume", record["name"], "--runs", runs)
+    resumed = operation.r1("resume", record["run"], "--runs", runs)
     assert resumed["status"] == "done"
     whole = operation.folder / "whole"
     operation.r1("run", TINY, "--until", "zero", *operation.sets(*long, runs=whole))
@@ -158,6 +160,41 @@ def metrics(runs: Path) -> list[dict[str, float]]:
 def slots_of(operation: Operation, name: str) -> int:
     with operation.client() as client:
         return int(client.read_global_concurrency_limit_by_name(name).active_slots)
+
+
+def test_slots_that_were_given_away_are_taken_again(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an outage that was longer than the lease: whoever holds them goes on, and asks until they are free again."""
+    monkeypatch.setattr(slots, "RENEW_SECONDS", 1.0)
+    monkeypatch.setattr(slots, "RETRY_SECONDS", 0.5)
+    told, leases, real = list[str](), list[UUID](), slots._take
+
+    def take(*arguments: Any) -> UUID:
+        leases.append(real(*arguments))
+        return leases[-1]
+
+    monkeypatch.setattr(slots, "_take", take)
+    with operation.client() as client:
+        with (
+            pytest.raises(UserError, match="the Prefect server has no limit `pair`; make it: `prefect gcl create pair"),
+            slots.hold_slots("pair", 1, told.append),
+        ):
+            pass
+        client.upsert_global_concurrency_limit_by_name("pair", 2)
+        with (
+            pytest.raises(UserError, match="the stage needs 3 slots of `pair`, which has 2"),
+            slots.hold_slots("pair", 3, told.append),
+        ):
+            pass
+        with slots.hold_slots("pair", 2, told.append):
+            assert slots_of(operation, "pair") == 2
+            client.release_concurrency_slots_with_lease(leases[0])
+            assert slots_of(operation, "pair") == 0
+            wait_for("slots", lambda: slots_of(operation, "pair") == 2, 20)
+        wait_for("free slots", lambda: slots_of(operation, "pair") == 0, 20)
+    assert told == [
+        "the Prefect server has given the slots of `pair` away; the stage goes on and asks again",
+        "the slots of `pair` are held again",
+    ]
 
 
 def test_stages_wait_for_slots_that_a_restarted_server_has_not_forgotten(operation: Operation) -> None:
@@ -240,7 +277,7 @@ def test_a_run_whose_process_is_gone_is_marked_as_crashed(operation: Operation) 
     arguments = ["run", str(TINY), "--until", "zero", *operation.sets("stages.zero.steps=2000", runs=runs)]
     process = operation.start("gone", "-m", "flows.cli", *arguments)
     wait_for("training", lambda: len(journal(runs)) >= 3, 180)
-    name = operation.records(runs)[0]["name"]
+    name = operation.records(runs)[0]["run"]
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in tree:
         member.kill()

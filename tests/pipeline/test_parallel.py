@@ -16,7 +16,7 @@ from tests.pipeline.conftest import environment
 from tests.pipeline.operation import digests
 from tests.pipeline.servers import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OVERRIDES = ("zero.steps=4", "evaluation.samples=96", "evaluation.chunk=2")
 SET = ("--set", "shared.compute.threads=1", *(word for text in OVERRIDES for word in ("--set", f"stages.{text}")))
 
@@ -38,13 +38,13 @@ def overlaps(record: dict[str, Any]) -> int:
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a run whose stages came one after the other."""
     run = Run(tmp_path_factory.mktemp("one"), *SET)
-    assert run.end() == 0, run.said()
+    assert run.end(600) == 0, run.said()
     return run.record()
 
 
 def test_side_by_side_they_overlap_and_give_the_same(tmp_path: Path, one: dict[str, Any]) -> None:
     run = Run(tmp_path, *SET, "--parallel", "3")
-    assert run.end() == 0, run.said()
+    assert run.end(600) == 0, run.said()
     several = run.record()
     assert several["status"] == "done"
     assert overlaps(one) == 0
@@ -59,11 +59,11 @@ def test_side_by_side_they_overlap_and_give_the_same(tmp_path: Path, one: dict[s
 def test_asked_to_end_all_stop_and_all_are_resumed(tmp_path: Path, one: dict[str, Any]) -> None:
     run = Run(tmp_path, *SET, "--parallel", "3")
     try:
-        run.wait_for("two evaluations at once", lambda: len(evaluations(run.record(), "running")) >= 2)
+        run.wait_for("two evaluations at once", lambda: len(evaluations(run.record(), "running")) >= 2, 600)
         running = [stage["folder"] for stage in evaluations(run.record(), "running")]
-        run.wait_for("chunks", lambda: all(any(Path(f, "rollouts").glob("*.parquet")) for f in running))
+        run.wait_for("chunks", lambda: all(any(Path(f, "rollouts").glob("*.parquet")) for f in running), 300)
         os.kill(run.process.pid, signal.SIGTERM)
-        assert run.end() == 75, run.said()
+        assert run.end(600) == 75, run.said()
     finally:
         run.process.kill()
     record = run.record()
@@ -75,5 +75,5 @@ def test_asked_to_end_all_stop_and_all_are_resumed(tmp_path: Path, one: dict[str
         assert outcome["status"] == "interrupted"  # each was asked, and came to a boundary
     assert "running" not in {stage["status"] for stage in record["stages"].values()}
     command = [sys.executable, "-m", "flows.cli", "resume", "latest", "--runs", str(run.runs), "--parallel", "3"]
-    subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=300)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=600)
     assert digests(run.record()) == digests(one)
