@@ -74,7 +74,7 @@ class Services:
                 command, cwd=ROOT, env=self.variables(name), stdout=output, stderr=output, start_new_session=True
             )
         try:
-            until = time.monotonic() + 240
+            until = time.monotonic() + 600
             while not self.healthy(name):
                 assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < until, log.read_text()[-3000:]
@@ -148,7 +148,7 @@ def test_services_work_together(tmp_path: Path, recipe: Path) -> None:
 
 
 def wait_for_record(runs: Path, log: Path) -> dict[str, Any]:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         for file in (runs / "pipelines").glob("*/pipeline.json"):
             record: dict[str, Any] = json.loads(file.read_text())
