@@ -172,10 +172,9 @@ def test_open_servers_ask_for_credentials(tmp_path: Path, recipe: Path, store: s
         assert not (runs / "stages").exists() or not any((runs / "stages").iterdir())
         done = command(*arguments, "--json", **LOGIN)
         assert done.returncode == 0, done.stderr
-        first = json.loads(done.stdout)["run"]
-        assert json.loads(done.stdout)["mlflow"]["parent_run_id"]
-        again = command(*arguments, "--json", **LOGIN)
-        compared = command("compare", first, json.loads(again.stdout)["run"], "--runs", runs, "--json", **LOGIN)
+        told = json.loads(done.stdout)
+        assert told["mlflow"]["parent_run_id"]
+        compared = command("compare", told["run"], told["run"], "--runs", runs, "--json", **LOGIN)
         assert json.loads(compared.stdout)["address"].startswith(mlflow)
         deploy = ("deploy", recipe, "--set", f"runs={runs}", "--cron", "0 3 * * *", "--name", "nightly")
         refusal = command(*deploy)
