@@ -132,7 +132,7 @@ def test_services_work_together(tmp_path: Path, recipe: Path) -> None:
         command = ["deploy", str(recipe), "--set", f"runs={runs}", "--cron", "* * * * *", "--name", "test", "--json"]
         deploy = [sys.executable, "-m", "flows.cli", *command]
         done = subprocess.run(
-            deploy, cwd=ROOT, env=services.variables("worker"), capture_output=True, text=True, timeout=120, check=False
+            deploy, cwd=ROOT, env=services.variables("worker"), capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         record = wait_for_record(runs, tmp_path / "worker.log")

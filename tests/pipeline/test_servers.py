@@ -30,7 +30,7 @@ LOGIN = {
 def command(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     variables = {**environment(), **variables}
-    return subprocess.run(program, capture_output=True, text=True, timeout=400, cwd=ROOT, env=variables, check=False)
+    return subprocess.run(program, capture_output=True, text=True, timeout=600, cwd=ROOT, env=variables, check=False)
 
 
 @contextlib.contextmanager
