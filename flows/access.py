@@ -139,7 +139,7 @@ def _names(host: str, names: str | None) -> tuple[str, ...]:
         mend = "name those by which the servers are reached"
         raise UserError("a `*` would let every name through", where="--allowed-hosts", mend=mend)
     if not given:
-        given = [socket.gethostname(), socket.getfqdn()]
+        given = [socket.gethostname()]
     try:
         specific = not ipaddress.ip_address(host).is_unspecified
     except ValueError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.pipeline.conftest import model_folder, recipe, runs  # noqa: F401 - fixtures here too
 
 PLACES = os.pathsep.join([str(ROOT / ".venv-infra" / "bin"), os.environ.get("PATH", "")])
 

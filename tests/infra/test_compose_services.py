@@ -74,7 +74,7 @@ class Services:
                 command, cwd=ROOT, env=self.variables(name), stdout=output, stderr=output, start_new_session=True
             )
         try:
-            until = time.monotonic() + 240
+            until = time.monotonic() + 600
             while not self.healthy(name):
                 assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < until, log.read_text()[-3000:]
@@ -132,7 +132,7 @@ def test_services_work_together(tmp_path: Path, recipe: Path) -> None:
         command = ["deploy", str(recipe), "--set", f"runs={runs}", "--cron", "* * * * *", "--name", "test", "--json"]
         deploy = [sys.executable, "-m", "flows.cli", *command]
         done = subprocess.run(
-            deploy, cwd=ROOT, env=services.variables("worker"), capture_output=True, text=True, timeout=120, check=False
+            deploy, cwd=ROOT, env=services.variables("worker"), capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         record = wait_for_record(runs, tmp_path / "worker.log")
@@ -148,7 +148,7 @@ def test_services_work_together(tmp_path: Path, recipe: Path) -> None:
 
 
 def wait_for_record(runs: Path, log: Path) -> dict[str, Any]:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         for file in (runs / "pipelines").glob("*/pipeline.json"):
             record: dict[str, Any] = json.loads(file.read_text())
