@@ -25,7 +25,7 @@ FROZEN_S = 12
 """Seconds after which a machine that is silent counts as gone."""
 BOUND_S = FROZEN_S + 15
 """Within so many seconds of a cut both sides must have ended."""
-COMPUTE = f"{{hosts: 2, rendezvous: '{ADDRESSES[0]}:{PORT}', threads: 1, frozen_s: {FROZEN_S}, join_s: 90}}"
+COMPUTE = f"{{hosts: 2, processes: 1, rendezvous: '{ADDRESSES[0]}:{PORT}', threads: 1, frozen_s: {FROZEN_S}, join_s: 90}}"
 REASONING = [
     f"stages.reasoning.steps={STEPS}",
     "stages.reasoning.deepspeed=zero3",
@@ -98,7 +98,7 @@ def test_two_machines_complete_as_two_ranks_of_one_do(tmp_path: Path, whole: Pat
     assert [line.step for line in read(whole / "journal.jsonl")] == list(range(1, STEPS + 1))
     assert digest_files(whole / "model")["model.safetensors"] != digest_files(base)["model.safetensors"]
     assert max(line.metrics["train/grad_norm"] for line in read(whole / "journal.jsonl")) > 0
-    one = finish(prepare(tmp_path / "one", base, "{processes: 2, threads: 1}"), 2)
+    one = finish(prepare(tmp_path / "one", base, "{hosts: 1, processes: 2, threads: 1}"), 2)
     assert results(one) == results(whole)
 
 

@@ -76,7 +76,7 @@ def prepare(folder: Path, base: Path, compute: str) -> Path:
 def test_a_stage_on_two_nodes_goes_back_into_the_queue_and_on(
     tmp_path: Path, cluster: Cluster, command: Path, base: Path
 ) -> None:
-    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, processes: 1, launcher: slurm, threads: 1}"), tmp_path / "job.log"
     # Both nodes are this machine, whose name the nodes' names are not.
     job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29555")
     wait(cluster, log, lambda: len(steps_of(folder)) >= 2, 180)
@@ -95,7 +95,7 @@ def test_a_stage_on_two_nodes_goes_back_into_the_queue_and_on(
 
 
 def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, command: Path, base: Path) -> None:
-    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, processes: 1, launcher: slurm, threads: 1}"), tmp_path / "job.log"
     job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29556")
     wait(cluster, log, lambda: len(steps_of(folder)) >= 1, 180)
     cluster.say("scancel", job)
@@ -106,7 +106,7 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, comma
 
 def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path, cluster: Cluster, command: Path) -> None:
     runs, log = tmp_path / "runs", tmp_path / "job.log"
-    compute = 'stages.reasoning.compute={hosts: 2, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
+    compute = 'stages.reasoning.compute={hosts: 2, processes: 1, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
     settings = [word for text in (*REASONING, compute) for word in ("--set", text)]
     settings = [*settings, "--until", "reasoning"]
     job = submit(cluster, command, log, "run.sbatch", "tests/pipeline/tiny.yaml", *settings, R1_RUNS=str(runs))
