@@ -87,9 +87,8 @@ def launch(
             # What hangs does not hear; its newest whole checkpoint stands.
             child.end(0.0 if complaint else grace_s)
             status = child.poll()
-            outcome = read_outcome(attempt, -signal.SIGKILL if status is None else status, first_rank=node * compute.processes)
-            if complaint and outcome.status is not ExitStatus.DONE:
-                outcome = Outcome(ExitStatus.FAILED, f"{complaint}; it was ended", "r1 resume", attempt)
+            status = -signal.SIGKILL if status is None else status
+            outcome = read_outcome(attempt, status, first_rank=node * compute.processes, complaint=complaint)
             if outcome.status is not ExitStatus.DONE:
                 seconds = round(time.monotonic() - started, 3)
                 write_json(attempt / "ended.json", {"seconds": seconds, "status": int(outcome.status)})
@@ -99,10 +98,11 @@ def launch(
     return outcome
 
 
-def read_outcome(attempt: Path, exit_status: int, first_rank: int = 0) -> Outcome:
+def read_outcome(attempt: Path, exit_status: int, first_rank: int = 0, complaint: str = "") -> Outcome:
     """What the ranks of an attempt left; an attempt that left nothing has failed.
 
-    `first_rank`: the first rank of the machine whose attempt it is.
+    `first_rank`: the first rank of the machine whose attempt it is; `complaint`: why it was ended, which a rank that failed
+    before knows better.
     """
     own = attempt / ("outcome.json" if first_rank == 0 else f"outcome-rank{first_rank}.json")
     # Its word comes first where it is as telling as another's.
@@ -112,8 +112,10 @@ def read_outcome(attempt: Path, exit_status: int, first_rank: int = 0) -> Outcom
         return Outcome(ExitStatus.DONE, "", "", attempt)
     for wanted in _TELLING:
         for status, item in found:
-            if status is wanted:
+            if status is wanted and not (complaint and wanted is ExitStatus.INTERRUPTED):
                 return Outcome(status, item["message"], item["mend"], attempt)
+    if complaint:
+        return Outcome(ExitStatus.FAILED, f"{complaint}; it was ended", "r1 resume", attempt)
     ending = f"signal {-exit_status}" if exit_status < 0 else f"status {exit_status}"
     message = f"the process ended with {ending} without saying why"
     if exit_status == -signal.SIGKILL:

@@ -61,6 +61,7 @@ class Hosts:
         self.first = os.environ["LOCAL_RANK"] == "0"
         """Whether this rank speaks for its machine."""
         self._attempt, self._frozen_s, self._left = attempt, frozen_s, False
+        self._address, self._port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = self._connect()
         now = time.monotonic()
         self._answered, self._lost = now, ""
@@ -71,9 +72,8 @@ class Hosts:
         self._word: Word | None = None
 
     def _connect(self) -> TCPStore:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         patience = dt.timedelta(seconds=self._frozen_s)
-        return TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+        return TCPStore(self._address, self._port, is_master=False, timeout=patience, wait_for_workers=False)
 
     def watch(self, end: Callable[[Word], object]) -> None:
         """From now on give signs, and call `end` once when another machine has failed, or is silent for too long."""
@@ -81,9 +81,11 @@ class Hosts:
             return
 
         def look() -> None:
-            while (word := self.complaint()) is None:
+            word = None
+            while word is None and not self._left:
                 time.sleep(heartbeat.PERIOD / 2)
-            if not self._left:
+                word = self.complaint()
+            if word is not None and not self._left:
                 end(word)
 
         for target in (self._exchange, look):
@@ -121,7 +123,7 @@ class Hosts:
         now = time.monotonic()
         if self._word is not None and self._word["host"] != self.number:
             return self._word
-        first = f"the first machine ({os.environ['MASTER_ADDR']})"
+        first = f"the first machine ({self._address})"
         if self._lost:
             return self._failed(f"{first} has ended its part, or its network ({self._lost})")
         if (age := now - self._answered) > self._frozen_s:

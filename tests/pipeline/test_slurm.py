@@ -65,7 +65,7 @@ def steps_of(folder: Path) -> list[int]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_recipe(ROOT / "tests/pipeline/tiny.yaml").stages["base"]
-    return finish(stage_process.prepare(tmp_path_factory.mktemp("base") / "stage", config, {})) / "model"
+    return finish(stage_process.prepare(tmp_path_factory.mktemp("base") / "stage", config, {}), timeout=1200) / "model"
 
 
 def prepare(folder: Path, base: Path, compute: str) -> Path:
@@ -76,15 +76,18 @@ def prepare(folder: Path, base: Path, compute: str) -> Path:
 def test_a_stage_on_two_nodes_goes_back_into_the_queue_and_on(
     tmp_path: Path, cluster: Cluster, command: Path, base: Path
 ) -> None:
-    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    folder, log = (
+        prepare(tmp_path / "stage", base, "{hosts: 2, processes: 1, launcher: slurm, threads: 1}"),
+        tmp_path / "job.log",
+    )
     # Both nodes are this machine, whose name the nodes' names are not.
     job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29555")
-    wait(cluster, log, lambda: len(steps_of(folder)) >= 2, 180)
+    wait(cluster, log, lambda: len(steps_of(folder)) >= 2, 600)
     cluster.say("scancel", "--batch", "--signal=USR1", job)  # as Slurm does ahead of the time limit
     back_in_the_queue(cluster, job, log)
     first = steps_of(folder)
     assert 0 < len(first) < STEPS
-    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 240)
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 900)
     assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
     said = log.read_text()
     assert "the stage ended with 75 (start 1 of this job)" in said
@@ -94,10 +97,45 @@ def test_a_stage_on_two_nodes_goes_back_into_the_queue_and_on(
     assert digest_files(folder / "model") == digest_files(one / "model")
 
 
+STAND_IN = """#!/bin/bash
+# In place of `r1`: says its run's name, is interrupted once, and done when it is resumed.
+echo "$*" >>"$CALLS"
+echo "run mine-20260101-1" >&2
+[[ $1 == resume ]] && exit 0
+trap 'exit 75' TERM
+while :; do sleep 0.2; done
+"""
+
+
+def test_the_pipelines_script_resumes_the_run_that_it_began(tmp_path: Path, cluster: Cluster) -> None:
+    r1, calls, runs, log = tmp_path / "r1", tmp_path / "calls", tmp_path / "runs", tmp_path / "job.log"
+    r1.write_text(STAND_IN)
+    r1.chmod(0o755)
+    job = submit(cluster, r1, log, "run.sbatch", "mine.yaml", R1_RUNS=str(runs), CALLS=str(calls))
+    wait(cluster, log, lambda: log.exists() and "run mine" in log.read_text(), 60)
+    cluster.say("scancel", "--batch", "--signal=USR1", job)  # as Slurm does ahead of the time limit
+    back_in_the_queue(cluster, job, log)
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 120)
+    assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
+    assert calls.read_text().splitlines() == [
+        f"run mine.yaml --set runs={runs}",
+        f"resume mine-20260101-1 --runs {runs}",
+    ]
+    again = submit(cluster, r1, log, "run.sbatch", "mine.yaml", R1_RUNS=str(runs), CALLS=str(calls))
+    wait(cluster, log, lambda: len(calls.read_text().splitlines()) == 3, 60)
+    cluster.say("scancel", again)  # from outside: it does not put itself back
+    wait(cluster, log, lambda: cluster.state(again)[0] == "CANCELLED", 60)
+    time.sleep(3)
+    assert cluster.state(again) == ("CANCELLED", 0)
+
+
 def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, command: Path, base: Path) -> None:
-    folder, log = prepare(tmp_path / "stage", base, "{hosts: 2, launcher: slurm, threads: 1}"), tmp_path / "job.log"
+    folder, log = (
+        prepare(tmp_path / "stage", base, "{hosts: 2, processes: 1, launcher: slurm, threads: 1}"),
+        tmp_path / "job.log",
+    )
     job = submit(cluster, command, log, "stage.sbatch", folder, "--rendezvous", "127.0.0.1:29556")
-    wait(cluster, log, lambda: len(steps_of(folder)) >= 1, 180)
+    wait(cluster, log, lambda: len(steps_of(folder)) >= 1, 600)
     cluster.say("scancel", job)
     wait(cluster, log, lambda: cluster.state(job)[0] == "CANCELLED", 90)
     time.sleep(3)
@@ -106,7 +144,7 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, comma
 
 def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path, cluster: Cluster, command: Path) -> None:
     runs, log = tmp_path / "runs", tmp_path / "job.log"
-    compute = 'stages.reasoning.compute={hosts: 2, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
+    compute = 'stages.reasoning.compute={hosts: 2, processes: 1, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
     settings = [word for text in (*REASONING, compute) for word in ("--set", text)]
     settings = [*settings, "--until", "reasoning"]
     job = submit(cluster, command, log, "run.sbatch", "tests/pipeline/tiny.yaml", *settings, R1_RUNS=str(runs))
@@ -118,10 +156,10 @@ def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path,
             (path for path in prepared if json.loads((path / "config.json").read_text())["config"]["steps"] == STEPS), None
         )
 
-    wait(cluster, log, lambda: (folder := stage()) is not None and len(steps_of(folder)) >= 2, 420)
+    wait(cluster, log, lambda: (folder := stage()) is not None and len(steps_of(folder)) >= 2, 1500)
     cluster.say("scancel", "--batch", "--signal=USR1", job)
     back_in_the_queue(cluster, job, log)
-    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 300)
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 900)
     assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
     said = log.read_text()
     assert "r1 ended with 75 (start 1 of this job)" in said
