@@ -135,7 +135,8 @@ class PipelineTracking:
         }
 
         # MLflow's compare page opens with the first metric by name: the accuracy of the recipe's last model.
-        values |= {"accuracy": value for name, value in values.items() if name.endswith("/accuracy")}
+        if accuracies := [value for name, value in values.items() if name.endswith("/accuracy")]:
+            values["accuracy"] = accuracies[-1]
 
         def conclude() -> bool:
             if not self.parent_run_id:

@@ -94,9 +94,8 @@ def test_mlflow_opens_the_view_of_all_runs(runs: Path, mlflow: Stoppable, browse
     browser.open(
         f"{mlflow.address}/#/experiments/{experiment}/runs?viewStateShareKey=r1&compareRunsMode=CHART", width=1900, height=1000
     )
-    browser.wait(
-        "document.body.innerText.includes('Params and results') && document.querySelectorAll('.parcoords svg, svg .parcoords, .parcoords').length > 0"
-    )
+    browser.wait("document.body.innerText.includes('Params and results')")
+    browser.wait("document.querySelectorAll('.parcoords').length > 0")
     time.sleep(3)  # for the looks: it is drawn anew once its place is known
     browser.picture(shots / "mlflow-view.png")
     assert "Error loading shared view state" not in browser.ask("document.body.innerText")
