@@ -134,6 +134,7 @@ def png(rows: Sequence[tuple[str, Sequence[Panel]]], names: Sequence[str]) -> by
     """Blocks of panels, each under its title, as one picture; `names` are the curves' labels by colour."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     blocks = [(title, panels, -(-len(panels) // COLUMNS)) for title, panels in rows]
@@ -141,8 +142,7 @@ def png(rows: Sequence[tuple[str, Sequence[Panel]]], names: Sequence[str]) -> by
     height = sum(2.5 * lines + 0.35 for *_, lines in blocks) + 0.3 * -(-len(names) // 3) + 0.2
     buffer = io.BytesIO()
     with rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * columns, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
+        figure = Figure(figsize=(3.6 * columns, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06))
         parts = figure.subfigures(len(blocks), 1, height_ratios=[lines + 0.14 for *_, lines in blocks], squeeze=False)
         for (title, panels, lines), (part,) in zip(blocks, parts, strict=True):
             part.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
