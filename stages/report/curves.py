@@ -153,6 +153,6 @@ def shared_panels(journals: Mapping[str, Sequence[Line]]) -> list[Panel]:
     for metric, label in COMPARED.items():
         found = [curve(lines, metric, run, number) for number, (run, lines) in enumerate(journals.items())]
         curves = [one for one in found if one is not None]
-        if curves:
+        if any(len(one.x) > 1 for one in curves):
             panels.append(Panel(metric, label, curves, share=metric.endswith("accuracy")))
     return panels

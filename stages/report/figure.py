@@ -21,7 +21,8 @@ def compared(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
         if len(journals) > 1:
             # The colour is the run's place among all, also where some have no such stage.
             lines = {run.name: journals.get(run.name, []) for run in runs}
-            blocks.append((name, shared_panels(lines)))
+            if panels := shared_panels(lines):
+                blocks.append((name, panels))
     return blocks[:MOST_BLOCKS]
 
 

@@ -23,6 +23,7 @@ One run here is one `r1 run`; the runs nested in it are its stages.
 
 | metrics | what they are |
 |---|---|
+| `accuracy` | of a pipeline: that of the last model that it evaluates |
 | `eval/MODEL/…` | of a pipeline: results of its evaluation on held-out problems (`r1 report` has the errors of differences) |
 | `eval/…` | of a training stage: held-out problems every few steps |
 | `reward/…` | what sampled answers earned: the total and its parts, mean over answers |
@@ -54,7 +55,7 @@ def arrange(client: Any, experiment_id: str, models: Sequence[str]) -> None:
     names = sorted(set().union(*runs))
     differing = [name for name in names if len({params.get(name) for params in runs}) > 1]
     view = _view((differing or names)[:MOST_PARAMS], metrics)
-    client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", metrics[-2])
+    client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", "accuracy")
     client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.greaterIsBetter", "True")
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
