@@ -26,7 +26,7 @@ class Memory:
     optimizer: float
     """Moments, and in mixed precision the master weights."""
     working: float
-    """DeepSpeed's buckets; under ZeRO-3 the gathered weights."""
+    """DeepSpeed's buckets and flat copies; under ZeRO-3 the gathered weights."""
     activations: float
     logits: float
     other: float = 0.0
@@ -37,7 +37,8 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it but what is offloaded."""
-        return sum(value for name, value in vars(self).items() if name != "offloaded")
+        held: dict[str, float] = vars(self)
+        return sum(value for name, value in held.items() if name != "offloaded")
 
 
 def training_memory(
@@ -72,6 +73,8 @@ def training_memory(
         states |= dict.fromkeys(moved, 0.0)
     bucket = min(weights, REDUCED) if touched_only else REDUCED
     working = bucket * item if zero else 0.0
+    if zero in (1, 2):
+        working += weights * item / n  # its share of the summed gradients once more, flat
     if zero == 3:
         working += min(weights, LIVE) * item
     kept = shape.kept(item) * micro_tokens
@@ -79,8 +82,3 @@ def training_memory(
         kept = round(shape.layers * shape.hidden * item * micro_tokens + kept / shape.layers)
     logits = float(min(micro_tokens, HEAD_ROWS) * shape.vocabulary * item)
     return Memory(**states, working=working, activations=float(kept), logits=logits, other=other, offloaded=offloaded)
-
-
-def sampling_memory(shape: Shape, item: int, width: int, rows: float, context: float) -> float:
-    """Bytes of one of `width` GPUs: its share of the weights, keys and values of so many answers of a mean context."""
-    return shape.parameters * item / width + rows * context * shape.context_bytes(item) / width
