@@ -18,6 +18,8 @@ from stages.tracking.journal import Line, read
 
 KINDS = ("rl", "sft", "toy_base", "evaluate_model", "curate")
 """Kinds whose time is work on a model."""
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""Where it is, `auto` means a GPU: the fit is of CPUs."""
 TOY_LEARNED = 0.75
 """Share of a toy document that is learned, about; its head is too small to matter."""
 
@@ -32,7 +34,7 @@ def measured(folder: StageFolder) -> Measured | None:
     manifest = verify_manifest(folder)
     record = StageRecord.model_validate(read_json(folder.config))
     config, lines = stage_kind(record.kind).config.model_validate(record.config), read(folder.journal)
-    if manifest is None or config.compute.device == "cuda" or getattr(config, "lora", None) or not lines:
+    if manifest is None or _on_gpu(config.compute.device) or getattr(config, "lora", None) or not lines:
         return None
     place = {"evaluate_model": "model", "curate": "sampler"}.get(record.kind)
     model = Path(record.inputs[place].path) if place else folder.output("model")
@@ -52,6 +54,10 @@ def measured(folder: StageFolder) -> Measured | None:
     return Measured(
         run=folder.path.name, kind=record.kind, parameters=shape.parameters, processes=size, facts=facts, spans=whole
     )
+
+
+def _on_gpu(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and NVIDIA.exists())
 
 
 Spans = dict[str, tuple[float, Amounts]]

@@ -64,7 +64,7 @@ def training_memory(
         "gradients": weights * item / (n if zero >= 2 else 1),
         "optimizer": weights * (8 + master) / (n if zero >= 1 else 1),
     }
-    if zero and item == 4:
+    if zero in (1, 2) and item == 4:
         states["optimizer"] += weights * 4 / n  # DeepSpeed clones its share of float32 weights all the same
     offloaded = 0.0
     if offload and zero:
