@@ -4,11 +4,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from flows.plan_loops import rl_loop, supervised_loop
 from stages.costs.amounts import SHARED, Amounts, added
 from stages.costs.fit import Measured, Span
 from stages.costs.shape import Shape, shape_of
-from stages.costs.steps import Groups, Loop, rows_in_flight, sample_span, train_spans
-from stages.engine.settings import deepspeed_settings
+from stages.costs.steps import Groups, rows_in_flight, sample_span, train_spans
 from stages.kinds import stage_kind
 from stages.store.errors import UserError
 from stages.store.files import read_json
@@ -164,37 +164,6 @@ class _Stage:
 
 
 _TIMES = ("step", "eval", "forward", "backward", "optimizer", "sample")
-
-
-def rl_loop(config: Any) -> Loop:
-    """How an `rl` stage trains."""
-    ppo = config.algorithm == "ppo"
-    apart = ppo and config.critic.model == "own"
-    return Loop(
-        processes=config.compute.processes,
-        micro_tokens=config.packing.micro_tokens,
-        zero=zero_stage(config),
-        recompute=config.gradient_checkpointing,
-        minibatches=config.minibatches,
-        epochs=config.epochs,
-        readings=int(config.taxed or not config.on_policy) + int(config.kl > 0) + int(apart),
-        critics=int(apart),
-    )
-
-
-def supervised_loop(config: Any) -> Loop:
-    """How a supervised stage trains."""
-    return Loop(
-        processes=config.compute.processes,
-        micro_tokens=config.packing.micro_tokens,
-        zero=zero_stage(config),
-        recompute=config.gradient_checkpointing,
-    )
-
-
-def zero_stage(config: Any) -> int:
-    """The ZeRO stage that a training stage asks for."""
-    return int(deepspeed_settings(config.deepspeed).get("zero_optimization", {}).get("stage", 0))
 
 
 def _groups(file: Path) -> Groups:
