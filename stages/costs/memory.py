@@ -13,6 +13,8 @@ REDUCED = 500_000_000
 """Numbers of gradients that DeepSpeed's ZeRO 1 to 3 sum at once (`reduce_bucket_size`)."""
 LIVE = 1_000_000_000
 """Weights that ZeRO-3 holds gathered at once (`stage3_max_live_parameters`)."""
+PREFETCHED = 50_000_000
+"""Weights that ZeRO-3 gathers at once (`stage3_prefetch_bucket_size`)."""
 HEAD_ROWS = 1024
 """Predicted tokens that go through the head at once (stages/engine/scorer.py)."""
 
@@ -55,7 +57,7 @@ def training_memory(
 ) -> Memory:
     """Of one process. item: bytes of a number; offload: optimizer (and under ZeRO-3 weights) live on the CPU (ZeRO-Offload).
 
-    touched_only: memory counts when it is written to, as a CPU's does; a GPU's allocator takes whole buckets.
+    touched_only: on a CPU, where memory counts when it is written to; a GPU's allocator takes whole buckets.
     """
     weights, n = float(shape.parameters), processes
     master = 0 if item == 4 else 4
@@ -76,7 +78,8 @@ def training_memory(
     if zero in (1, 2):
         working += weights * item / n  # its share of the summed gradients once more, flat
     if zero == 3:
-        working += min(weights, LIVE) * item
+        # Weights as they are gathered and gathered; the bucket's copy, cut by process, that is scattered (gloo clones it).
+        working += (min(weights, PREFETCHED) + min(weights, LIVE) + bucket * (2 if touched_only else 1)) * item
     kept = shape.kept(item) * micro_tokens
     if recompute:  # each layer's input, and one layer while it is computed again
         kept = round(shape.layers * shape.hidden * item * micro_tokens + kept / shape.layers)
