@@ -4,11 +4,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from flows.plan_loops import rl_loop, supervised_loop
 from stages.costs.amounts import SHARED, Amounts, added
 from stages.costs.fit import Measured, Span
 from stages.costs.shape import Shape, shape_of
-from stages.costs.steps import Groups, Loop, rows_in_flight, sample_span, train_spans
-from stages.engine.settings import deepspeed_settings
+from stages.costs.steps import Groups, rows_in_flight, sample_span, train_spans
 from stages.kinds import stage_kind
 from stages.store.errors import UserError
 from stages.store.files import read_json
@@ -18,6 +18,8 @@ from stages.tracking.journal import Line, read
 
 KINDS = ("rl", "sft", "toy_base", "evaluate_model", "curate")
 """Kinds whose time is work on a model."""
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""Where it is, `auto` means a GPU: the fit is of CPUs."""
 TOY_LEARNED = 0.75
 """Share of a toy document that is learned, about; its head is too small to matter."""
 
@@ -32,7 +34,7 @@ def measured(folder: StageFolder) -> Measured | None:
     manifest = verify_manifest(folder)
     record = StageRecord.model_validate(read_json(folder.config))
     config, lines = stage_kind(record.kind).config.model_validate(record.config), read(folder.journal)
-    if manifest is None or config.compute.device == "cuda" or getattr(config, "lora", None) or not lines:
+    if manifest is None or _on_gpu(config.compute.device) or getattr(config, "lora", None) or not lines:
         return None
     place = {"evaluate_model": "model", "curate": "sampler"}.get(record.kind)
     model = Path(record.inputs[place].path) if place else folder.output("model")
@@ -52,6 +54,10 @@ def measured(folder: StageFolder) -> Measured | None:
     return Measured(
         run=folder.path.name, kind=record.kind, parameters=shape.parameters, processes=size, facts=facts, spans=whole
     )
+
+
+def _on_gpu(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and NVIDIA.exists())
 
 
 Spans = dict[str, tuple[float, Amounts]]
@@ -158,37 +164,6 @@ class _Stage:
 
 
 _TIMES = ("step", "eval", "forward", "backward", "optimizer", "sample")
-
-
-def rl_loop(config: Any) -> Loop:
-    """How an `rl` stage trains."""
-    ppo = config.algorithm == "ppo"
-    apart = ppo and config.critic.model == "own"
-    return Loop(
-        processes=config.compute.processes,
-        micro_tokens=config.packing.micro_tokens,
-        zero=zero_stage(config),
-        recompute=config.gradient_checkpointing,
-        minibatches=config.minibatches,
-        epochs=config.epochs,
-        readings=int(config.taxed or not config.on_policy) + int(config.kl > 0) + int(apart),
-        critics=int(apart),
-    )
-
-
-def supervised_loop(config: Any) -> Loop:
-    """How a supervised stage trains."""
-    return Loop(
-        processes=config.compute.processes,
-        micro_tokens=config.packing.micro_tokens,
-        zero=zero_stage(config),
-        recompute=config.gradient_checkpointing,
-    )
-
-
-def zero_stage(config: Any) -> int:
-    """The ZeRO stage that a training stage asks for."""
-    return int(deepspeed_settings(config.deepspeed).get("zero_optimization", {}).get("stage", 0))
 
 
 def _groups(file: Path) -> Groups:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flows.measured import rl_loop, supervised_loop
 from flows.plan_counts import TOY_DOCUMENT, Counts
+from flows.plan_loops import rl_loop, supervised_loop
 from stages.costs.devices import Device
 from stages.costs.memory import Memory, training_memory
 from stages.costs.shape import Shape
@@ -107,7 +107,7 @@ class _Cost:
     def _steps(self) -> int:
         """Of an `rl` stage; those of the stage that it continues are done."""
         before = int(self.config.continues.partition("@")[2]) if self.config.continues else 0
-        return max(1, self.config.steps - before)
+        return max(1, int(self.config.steps) - before)
 
     def _loop(self, loop: Loop) -> Loop:
         zero = 1 if self.place.resident else loop.zero

@@ -42,15 +42,16 @@ class Counts:
 
     def answer_tokens(self, name: str, config: Any) -> float:
         """Mean length of the answers that a stage samples."""
+        limit = float(config.sampling.max_tokens)
         if self.length is not None:
             self.assume(f"answers have {self.length:g} tokens on average (--length)")
-            return min(self.length, config.sampling.max_tokens)
+            return min(self.length, limit)
         if (known := self._measured(name)) is not None:
             source, tokens = known
             self.assume(f"answers of {name} are as long as in {source}: {tokens:.0f} tokens on average (measured)")
-            return min(tokens, config.sampling.max_tokens)
+            return min(tokens, limit)
         self.assume(f"answers have {LENGTH_SHARE:.0%} of `max_tokens` on average: set --length to what you expect")
-        return max(1.0, LENGTH_SHARE * config.sampling.max_tokens)
+        return max(1.0, LENGTH_SHARE * limit)
 
     def _measured(self, name: str) -> tuple[str, float] | None:
         """The last mean length that a finished stage before this one has in its journal, the nearest first."""

@@ -13,6 +13,8 @@ REDUCED = 500_000_000
 """Numbers of gradients that DeepSpeed's ZeRO 1 to 3 sum at once (`reduce_bucket_size`)."""
 LIVE = 1_000_000_000
 """Weights that ZeRO-3 holds gathered at once (`stage3_max_live_parameters`)."""
+PREFETCHED = 50_000_000
+"""Weights that ZeRO-3 gathers at once (`stage3_prefetch_bucket_size`)."""
 HEAD_ROWS = 1024
 """Predicted tokens that go through the head at once (stages/engine/scorer.py)."""
 
@@ -26,7 +28,7 @@ class Memory:
     optimizer: float
     """Moments, and in mixed precision the master weights."""
     working: float
-    """DeepSpeed's buckets; under ZeRO-3 the gathered weights."""
+    """DeepSpeed's buckets and flat copies; under ZeRO-3 the gathered weights."""
     activations: float
     logits: float
     other: float = 0.0
@@ -37,7 +39,8 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it but what is offloaded."""
-        return sum(value for name, value in vars(self).items() if name != "offloaded")
+        held: dict[str, float] = vars(self)
+        return sum(value for name, value in held.items() if name != "offloaded")
 
 
 def training_memory(
@@ -54,7 +57,7 @@ def training_memory(
 ) -> Memory:
     """Of one process. item: bytes of a number; offload: optimizer (and under ZeRO-3 weights) live on the CPU (ZeRO-Offload).
 
-    touched_only: memory counts when it is written to, as a CPU's does; a GPU's allocator takes whole buckets.
+    touched_only: on a CPU, where memory counts when it is written to; a GPU's allocator takes whole buckets.
     """
     weights, n = float(shape.parameters), processes
     master = 0 if item == 4 else 4
@@ -63,7 +66,7 @@ def training_memory(
         "gradients": weights * item / (n if zero >= 2 else 1),
         "optimizer": weights * (8 + master) / (n if zero >= 1 else 1),
     }
-    if zero and item == 4:
+    if zero in (1, 2) and item == 4:
         states["optimizer"] += weights * 4 / n  # DeepSpeed clones its share of float32 weights all the same
     offloaded = 0.0
     if offload and zero:
@@ -72,15 +75,13 @@ def training_memory(
         states |= dict.fromkeys(moved, 0.0)
     bucket = min(weights, REDUCED) if touched_only else REDUCED
     working = bucket * item if zero else 0.0
+    if zero in (1, 2):
+        working += weights * item / n  # its share of the summed gradients once more, flat
     if zero == 3:
-        working += min(weights, LIVE) * item
+        # Weights as they are gathered and gathered; the bucket's copy, cut by process, that is scattered (gloo clones it).
+        working += (min(weights, PREFETCHED) + min(weights, LIVE) + bucket * (2 if touched_only else 1)) * item
     kept = shape.kept(item) * micro_tokens
     if recompute:  # each layer's input, and one layer while it is computed again
         kept = round(shape.layers * shape.hidden * item * micro_tokens + kept / shape.layers)
     logits = float(min(micro_tokens, HEAD_ROWS) * shape.vocabulary * item)
     return Memory(**states, working=working, activations=float(kept), logits=logits, other=other, offloaded=offloaded)
-
-
-def sampling_memory(shape: Shape, item: int, width: int, rows: float, context: float) -> float:
-    """Bytes of one of `width` GPUs: its share of the weights, keys and values of so many answers of a mean context."""
-    return shape.parameters * item / width + rows * context * shape.context_bytes(item) / width

@@ -90,6 +90,13 @@ def test_zero_spreads_the_states_as_its_paper_says() -> None:
     assert offloaded.offloaded == pytest.approx(12 * 7.5e9 / 64)
 
 
+@pytest.mark.parametrize(("zero", "peak"), [(0, 4.153e9), (1, 4.494e9), (2, 4.407e9), (3, 5.615e9)])
+def test_memory_is_within_15_percent_of_what_was_measured(zero: int, peak: float) -> None:
+    """Bytes above the imports, SmolLM2-135M on two processes; tests/pipeline/test_plan_memory.py measures again."""
+    found = training_memory(shape(SMOL), zero=zero, processes=2, item=4, micro_tokens=1024, touched_only=True)
+    assert found.total == pytest.approx(peak, rel=0.15)
+
+
 def test_activations_of_a_llama_layer() -> None:
     """Of a token of SmolLM2 in float32: 30 layers of 10 × 576 + 4 × 192 + 4 × 1,536 numbers."""
     assert shape(SMOL).kept(4) == 30 * (10 * 576 + 4 * 192 + 4 * 1536) * 4
