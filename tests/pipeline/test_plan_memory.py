@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_memory_above_the_imports_is_within_15_percent(model: Path, tmp_path: Path, zero: int) -> None:
     case = {"model": str(model), "zero": f"zero{zero}", "micro_tokens": MICRO_TOKENS}
     (tmp_path / "case.json").write_text(json.dumps(case))
-    on_ranks("tests.pipeline.zero_memory", tmp_path, 2)
+    on_ranks("tests.pipeline.zero_memory", tmp_path, 2, timeout=900)
     peak = max(json.loads((tmp_path / f"rank{rank}.json").read_text())["peak"] for rank in range(2))
     shape = shape_of(json.loads((model / "config.json").read_text()), "model")
     told = training_memory(shape, zero=zero, processes=2, item=4, micro_tokens=MICRO_TOKENS, touched_only=True)
