@@ -14,14 +14,14 @@ from stages.store.errors import ExitStatus, UserError
 Answer = tuple[ExitStatus, dict[str, Any] | None]
 
 
-def stop_on_sigterm(number: int = signal.SIGTERM) -> None:
-    """Treat SIGTERM, or another signal, like Ctrl-C, also before and after Prefect listens to it."""
+def stop_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C, also before and after Prefect listens to it."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(number, stop)
+        signal.signal(signal.SIGTERM, stop)
 
 
 def run(options: argparse.Namespace) -> Answer:

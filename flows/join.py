@@ -10,10 +10,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from flows.commands import Answer, runs_of, stop_on_sigterm
+from flows.commands import Answer, runs_of
 from flows.launch import launch
+from flows.launchers.slurm import STOP
 from stages.store.config import Compute
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.files import read_json
@@ -25,8 +27,8 @@ _POLL_SECONDS = 1.0
 
 def join(options: argparse.Namespace) -> Answer:
     """Take part in a stage, or in every stage of a run that is on several machines."""
-    # Slurm's srun passes this one on to its tasks; SIGTERM would end them all (flows/launchers/slurm.py).
-    stop_on_sigterm(signal.SIGUSR1)
+    for number in (signal.SIGTERM, STOP):
+        signal.signal(number, _stop)
     folder = Path(options.stage).absolute()
     if (folder / "config.json").is_file():
         join_stage(StageFolder(folder), options)
@@ -38,6 +40,13 @@ def join(options: argparse.Namespace) -> Answer:
     else:
         follow(options)
     return ExitStatus.DONE, {"status": "done", "machine": options.node_rank}
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Stop, once: Slurm asks all of a cancelled job's processes, and `r1 run` among them asks us again."""
+    for number in (signal.SIGTERM, STOP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def join_stage(folder: StageFolder, options: argparse.Namespace) -> None:

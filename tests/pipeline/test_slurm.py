@@ -1,7 +1,6 @@
 """The scripts of infra/slurm under a real Slurm: a stage on two nodes, and a job that goes back into the queue and goes on."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -142,33 +141,38 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster, comma
     assert cluster.state(job) == ("CANCELLED", 0)
 
 
-def test_a_pipeline_goes_back_into_the_queue_and_resumes_its_run(tmp_path: Path, cluster: Cluster, command: Path) -> None:
-    runs, log = tmp_path / "runs", tmp_path / "job.log"
-    compute = 'stages.reasoning.compute={hosts: 2, processes: 1, launcher: slurm, threads: 1, rendezvous: "127.0.0.1:29557"}'
-    settings = [word for text in (*REASONING, compute) for word in ("--set", text)]
-    settings = [*settings, "--until", "reasoning"]
-    job = submit(cluster, command, log, "run.sbatch", "tests/pipeline/tiny.yaml", *settings, R1_RUNS=str(runs))
+PARENT = """
+import signal, sys
+from pathlib import Path
+from flows.launch import launch
+from stages.store.config import Compute
+from stages.store.files import read_json
+from stages.store.folders import StageFolder
 
-    def stage() -> Path | None:
-        """The reasoning stage's folder, once it has begun: the second one of kind `rl`."""
-        prepared = [path for path in runs.glob("stages/rl-*") if (path / "config.json").exists()]
-        return next(
-            (path for path in prepared if json.loads((path / "config.json").read_text())["config"]["steps"] == STEPS), None
-        )
+def interrupt(*_):
+    raise KeyboardInterrupt
 
-    wait(cluster, log, lambda: (folder := stage()) is not None and len(steps_of(folder)) >= 2, 1500)
+signal.signal(signal.SIGUSR1, interrupt)
+folder = StageFolder(Path(sys.argv[1]))
+try:
+    sys.exit(int(launch(folder, Compute.model_validate(read_json(folder.config)["config"]["compute"])).status))
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+
+
+def test_the_launcher_makes_a_step_of_a_stage_and_stops_it(tmp_path: Path, cluster: Cluster, base: Path) -> None:
+    compute = "{hosts: 2, processes: 1, launcher: slurm, threads: 1, rendezvous: '127.0.0.1:29557'}"
+    folder, log, script = prepare(tmp_path / "stage", base, compute), tmp_path / "job.log", tmp_path / "parent.sh"
+    (tmp_path / "parent.py").write_text(PARENT)
+    script.write_text(f'#!/bin/bash\nexport PYTHONPATH="{ROOT}"\nexec "{sys.executable}" "{tmp_path}/parent.py" "{folder}"\n')
+    job = cluster.say("sbatch", "--parsable", "--nodes=2", "--no-requeue", f"--chdir={ROOT}", f"--output={log}", script)
+    wait(cluster, log, lambda: len(steps_of(folder)) >= 1, 600)
     cluster.say("scancel", "--batch", "--signal=USR1", job)
-    back_in_the_queue(cluster, job, log)
-    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 900)
-    assert cluster.state(job) == ("COMPLETED", 1), log.read_text()
-    said = log.read_text()
-    assert "r1 ended with 75 (start 1 of this job)" in said
-    assert "r1 ended with 0 (start 2 of this job)" in said
-    (run,) = (runs / "pipelines").iterdir()  # resumed, and not begun again
-    record = json.loads((run / "pipeline.json").read_text())
-    assert record["status"] == "done"
-    folder = stage()
-    assert folder is not None
-    assert steps_of(folder) == list(range(1, STEPS + 1))
-    assert len(list((folder / "attempts").iterdir())) == 2
-    assert sorted(os.listdir(folder / "hosts")) == ["1"]  # noqa: PTH208
+    wait(cluster, log, lambda: cluster.state(job)[0] in ("COMPLETED", "FAILED"), 120)
+    attempt = folder / "attempts" / "1"
+    assert json.loads((attempt / "outcome.json").read_text())["status"] == "interrupted"
+    assert json.loads((attempt / "ended.json").read_text())["status"] == 75
+    assert list((folder / "checkpoints").glob("step-*"))
+    assert json.loads((folder / "hosts/1/1/outcome-rank1.json").read_text())["status"] == "interrupted"
+    assert "Exited with exit code 75" in (attempt / "launcher.log").read_text()
