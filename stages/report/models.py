@@ -80,7 +80,11 @@ def length_panels(models: Sequence[Model]) -> list[Panel]:
         Panel(
             model.label,
             "answers",
-            [Curve(name, edges, _counts(values, width, len(edges) - 1)) for name, values in model.lengths.items() if values],
+            [
+                Curve(name, edges, _counts(values, width, len(edges) - 1), colour=number)
+                for number, (name, values) in enumerate(model.lengths.items())
+                if values
+            ],
             x_label="tokens",
             bars=True,
         )

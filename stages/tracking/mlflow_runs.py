@@ -134,9 +134,9 @@ class PipelineTracking:
             if key in shown and isinstance(value, int | float)
         }
 
-        # MLflow's compare page opens with the first metric by name: the accuracy of the recipe's last model.
+        # MLflow's compare page opens with the metric that was logged first: the accuracy of the recipe's last model.
         if accuracies := [value for name, value in values.items() if name.endswith("/accuracy")]:
-            values["accuracy"] = accuracies[-1]
+            values = {"accuracy": accuracies[-1], **values}
 
         def conclude() -> bool:
             if not self.parent_run_id:
