@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -27,8 +28,10 @@ _POLL_SECONDS = 1.0
 
 def join(options: argparse.Namespace) -> Answer:
     """Take part in a stage, or in every stage of a run that is on several machines."""
-    for number in (signal.SIGTERM, STOP):
-        signal.signal(number, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    # Slurm sends this one to all below us too, whom it would end: blocked here, it is blocked there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
+    threading.Thread(target=_pass_on, daemon=True, name="stop").start()
     folder = Path(options.stage).absolute()
     if (folder / "config.json").is_file():
         join_stage(StageFolder(folder), options)
@@ -44,9 +47,14 @@ def join(options: argparse.Namespace) -> Answer:
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     """Stop, once: Slurm asks all of a cancelled job's processes, and `r1 run` among them asks us again."""
-    for number in (signal.SIGTERM, STOP, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _pass_on() -> None:
+    signal.sigwait({STOP})
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def join_stage(folder: StageFolder, options: argparse.Namespace) -> None:
