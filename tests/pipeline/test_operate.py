@@ -200,7 +200,14 @@ def test_slots_that_were_given_away_are_taken_again(operation: Operation, monkey
 def test_stages_wait_for_slots_that_a_restarted_server_has_not_forgotten(operation: Operation) -> None:
     """Two runs share one slot, of which the server is killed and started again while the first holds it."""
     refused = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", str(TINY), *operation.sets("shared.compute.slots=gpu")],
+        [
+            sys.executable,
+            "-m",
+            "flows.cli",
+            "run",
+            str(TINY),
+            *operation.sets("shared.compute.slots=gpu", runs=operation.folder / "refused"),
+        ],
         cwd=ROOT,
         env=operation.variables,
         capture_output=True,
