@@ -247,7 +247,7 @@ def _main(arguments: list[str] | None) -> int:
         return int(ExitStatus.DONE)
     if as_json and document is not None:
         print_json(document)
-    if "prefect" in sys.modules:
+    if arguments is None and "prefect" in sys.modules:  # this process is the command, and ends with it
         threading.Thread(target=_end, args=(status,), daemon=True, name="end").start()
     return int(status)
 
