@@ -74,12 +74,18 @@ def test_nothing_is_unpickled():
 
 
 def test_nothing_listens_beyond_loopback():
+    """But for what the user asks for with `r1 up --host`, which wants credentials (test_servers.py)."""
+    asked = {
+        "flows/access.py": "which address reaches a server that listens everywhere",
+        "flows/server_process.py": "whether it can",
+    }
     for path in SOURCES:
         for node in ast.walk(TREES[path]):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and not str(path).endswith(asked):
                 assert node.value not in ("0.0.0.0", "::"), f"{path}:{node.lineno}"
     for where, node in calls("bind", "create_server"):
-        assert re.search(r"127\.0\.0\.1|LOOPBACK", ast.unparse(node)), where
+        known = re.search(r"127\.0\.0\.1|LOOPBACK", ast.unparse(node))
+        assert known or ("flows/server_process.py" in str(where) and ast.unparse(node) == "probe.bind(place)"), where
 
 
 @pytest.fixture
