@@ -17,7 +17,7 @@ from tests.pipeline.operation import digests
 from tests.pipeline.servers import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-OVERRIDES = ("zero.steps=4", "evaluation.samples=96", "evaluation.chunk=2")
+OVERRIDES = ("zero.steps=4", "evaluation.samples=96", "evaluation.chunk=1")
 SET = ("--set", "shared.compute.threads=1", *(word for text in OVERRIDES for word in ("--set", f"stages.{text}")))
 
 
@@ -78,7 +78,7 @@ def test_asked_to_end_all_stop_and_all_are_resumed(one: Run) -> None:
         run.wait_for("its record", lambda: newest(one.runs)["started"] != before["started"])
         run.wait_for("two evaluations at once", lambda: len(evaluations(newest(one.runs), "running")) >= 2, 300)
         running = [stage["folder"] for stage in evaluations(newest(one.runs), "running")]
-        run.wait_for("chunks", lambda: all(any(Path(f, "rollouts").glob("*.parquet")) for f in running), 300)
+        run.wait_for("a chunk", lambda: any(any(Path(f, "rollouts").glob("*.parquet")) for f in running), 300)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 75, run.said()
     finally:
