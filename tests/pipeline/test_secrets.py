@@ -14,7 +14,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from flows.launch import ProcessTree
+from flows.process_tree import ProcessTree
 from flows.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment
