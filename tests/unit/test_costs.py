@@ -164,15 +164,13 @@ def test_a_run_is_not_blamed_for_what_no_other_tells() -> None:
 
 
 def test_each_shipped_run_is_predicted_by_the_others_within_30_percent() -> None:
-    """But for one, which alone tells what two processes of a large model send each other."""
     runs, errors = shipped(), left_out(shipped())
-    told = [entry for entry in errors if not entry["untold"]]
-    assert [entry["untold"] for entry in errors if entry["untold"]] == [["exchange_bytes"]]
-    assert len(told) >= 12
-    assert {entry["kind"] for entry in told} == {"rl", "sft", "toy_base", "evaluate_model"}
+    assert len(runs) >= 12
+    assert not [entry for entry in errors if entry["untold"]]
+    assert {entry["kind"] for entry in errors} == {"rl", "sft", "toy_base", "evaluate_model"}
     assert len({run.parameters for run in runs}) == 4
     for name in ("error", "error_with_start"):
-        assert max(abs(entry[name]) for entry in told) < 0.30, [(e["run"], round(e[name], 2)) for e in told]
+        assert max(abs(entry[name]) for entry in errors) < 0.30, [(e["run"], round(e[name], 2)) for e in errors]
 
 
 @pytest.mark.parametrize("speculation", [1.0, 1.8])
