@@ -1,8 +1,9 @@
 """One step off: while the policy is updated on one rollout, the next is sampled with the weights from before that update.
 
 Off-policy by one step, and corrected for it: the truncated importance weights π_trainer/π_sampler (`importance_cap`) are over
-what drew the answers, whatever it was (IMPALA, arXiv 1802.01561, corrects its actors so). It is meant for samplers
-and trainers that have processors of their own, where its gain is not measured; on shared ones it costs a tenth. The first two rollouts are both of the first policy.
+what drew the answers, whatever it was (IMPALA, arXiv 1802.01561, corrects its actors so). It is meant for samplers and trainers
+that have processors of their own, where its gain is not measured; on shared ones it costs a tenth. The first two rollouts are
+both of the first policy.
 
 A rollout that is under way belongs to the checkpoint: it was drawn by weights that are gone. Before one is written the rollout
 is completed and put where its step's record will be; an attempt that goes on from there reads it instead of sampling.
