@@ -13,7 +13,7 @@ from flows.launchers.local import ROOT
 from flows.prefect_home import point_at_server
 from flows.selection import select
 from stages.recipe import ResolvedRecipe, load_recipe
-from stages.store.errors import UserError
+from stages.store.errors import StageFailed, UserError
 from stages.store.files import write_bytes
 from stages.store.folders import Runs
 
@@ -43,15 +43,21 @@ def register(options: argparse.Namespace) -> dict[str, Any]:
         runs = Runs(recipe.runs).prepare().path
         document = deployment_document(recipe, options)
     point_at_server(runs)
+    from prefect.exceptions import PrefectHTTPStatusError
+
     from flows import prefect_setup
 
-    address = prefect_setup.demand_server()
-    if slots:
-        answer["slots"] = prefect_setup.make_slots(slots)
-    if options.automations:
-        answer["automations"] = prefect_setup.make_automations()
-    if document is not None:
-        answer |= _deploy(document, runs, options, address)
+    try:
+        address = prefect_setup.demand_server()
+        if slots:
+            answer["slots"] = prefect_setup.make_slots(slots)
+        if options.automations:
+            answer["automations"] = prefect_setup.make_automations()
+        if document is not None:
+            answer |= _deploy(document, runs, options, address)
+    except PrefectHTTPStatusError as error:
+        said = f"{error.response.status_code} at {error.request.url.path}; its log says why"
+        raise StageFailed(f"the Prefect server failed ({said})") from error
     if not options.json:
         _tell(answer)
     return answer

@@ -247,13 +247,15 @@ def refusals(r1: Command, config: Path) -> None:
 
 
 def scheduled(r1: Command, config: Path, runs: Path, folder: Path) -> None:
-    """A deployment at a server that asks for a password, the server's own address holding another one."""
+    """A deployment at a server that asks for a password, which is in the address too (and counts there)."""
+    password = planted("api-url").replace("é", "e")
+    login = dict.fromkeys(("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"), f"admin:{password}")
     ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     with (folder / "up.log").open("wb") as log:
         up = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "up", "--runs", str(runs), *ports],
             cwd=ROOT,
-            env=r1.variables,
+            env={**r1.variables, **login},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -263,8 +265,8 @@ def scheduled(r1: Command, config: Path, runs: Path, folder: Path) -> None:
         for process in tree(up.pid):
             listening(process)
             r1.lines.add(" ".join(process.cmdline()))
-        api = f"http://me:{quote(planted('api-url'), safe='')}@127.0.0.1:{ports[1]}/api"
-        deployed = r1("deploy", config, "--cron", "0 3 * * *", "--json", PREFECT_API_URL=api)
+        api = f"http://admin:{quote(password, safe='')}@127.0.0.1:{ports[1]}/api"
+        deployed = r1("deploy", config, "--cron", "0 3 * * *", "--json", PREFECT_API_URL=api, **login)
         assert json.loads(deployed.stdout)["deployment"] == "r1-config/planted"
     finally:
         ProcessTree(up.pid).end(15.0)
