@@ -5,14 +5,14 @@ import os
 import sys
 from typing import NoReturn
 
+from flows.commands import runs_of
 from flows.prefect_home import point_at_server
-from stages.store.folders import Runs
 
 
 def work(options: argparse.Namespace) -> NoReturn:
     """Become the worker. Raises UserError when no Prefect server is known, StageFailed when it doesn't answer."""
     quiet = "PREFECT_LOGGING_LEVEL" not in os.environ
-    point_at_server(Runs(options.runs).path)
+    point_at_server(runs_of(options).path)
     if quiet:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     from flows import prefect_setup

@@ -63,6 +63,10 @@ def test_refusals(recipe: Path, tmp_path: Path) -> None:
     assert "no Prefect server" in refused("deploy", recipe, "--cron", "0 3 * * *")
 
 
+def test_a_worker_without_a_server_says_how_to_get_one(tmp_path: Path) -> None:
+    assert "no Prefect server is known" in refused("worker", "--runs", tmp_path)
+
+
 def test_refusals_with_json_are_documents(recipe: Path) -> None:
     done = r1("run", recipe, "--until", "none", "--json")
     assert done.returncode == 2
