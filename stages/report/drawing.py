@@ -51,7 +51,14 @@ def colour(number: int) -> str:
 
 def draw(axes: Any, panel: Panel, *, legend: bool = True) -> None:
     """Draw a panel into matplotlib's axes; its title is left to the caller."""
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import (
+        FixedLocator,
+        MaxNLocator,
+        NullFormatter,
+        PercentFormatter,
+        ScalarFormatter,
+        StrMethodFormatter,
+    )
 
     handles = [_curve(axes, curve, number, panel) for number, curve in enumerate(panel.curves)]
     axes.set_xlabel(panel.x_label)
@@ -64,6 +71,9 @@ def draw(axes: Any, panel: Panel, *, legend: bool = True) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     if panel.logarithmic:
         axes.set_yscale("log")
+        # Its own labels are formulas, which nothing here sets: they would be shown as they are written.
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     if panel.share:

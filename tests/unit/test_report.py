@@ -11,6 +11,7 @@ import pytest
 from stages.evals.statistics import standard_error
 from stages.report import evaluated
 from stages.report.curves import Curve, Panel, curve, stage_panels, thinned
+from stages.report.drawing import svg
 from stages.report.facts import read_run
 from stages.report.page import write_page
 from stages.report.text import shown
@@ -193,6 +194,15 @@ def test_values_that_are_no_numbers_are_left_out_and_axes_are_chosen() -> None:
     assert not Panel("", "", [found], share=True).logarithmic
     assert not Panel("", "", [Curve("", [1, 2], [-1.0, 100.0])]).logarithmic
     assert stage_panels([]) == []
+
+
+def test_a_logarithmic_axis_has_numbers_and_no_formulas() -> None:
+    panel = Panel("", "", [Curve("", [1, 2, 3], [0.01, 1.0, 100.0])])
+    assert panel.logarithmic
+    drawn = svg(panel, "salt")
+    assert ">0.01<" in drawn
+    assert "^" not in drawn
+    assert "mathdefault" not in drawn
 
 
 @pytest.mark.slow
