@@ -139,7 +139,10 @@ def test_services_work_together(tmp_path: Path, recipe: Path) -> None:
         assert record["status"] == "done", record["error"]
         assert record["mlflow"]["tracking_uri"] == mlflow
         assert database.ask("r1_mlflow", "select count(*) from runs where status = 'FINISHED'") >= ["3"]
-        assert "COMPLETED" in database.ask("r1_prefect", "select state_type from flow_run")
+        until = time.monotonic() + 120  # the record is written before Prefect is told
+        while "COMPLETED" not in (states := database.ask("r1_prefect", "select state_type from flow_run")):
+            assert time.monotonic() < until, states
+            time.sleep(0.5)
         assert list((tmp_path / "artifacts").glob("**/config.json"))
         assert leaks(tmp_path, *(password.rpartition(":")[2] for password in PASSWORDS.values() if "secret" in password)) == []
         # Each server's user has no way into the other's database.
