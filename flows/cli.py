@@ -19,6 +19,7 @@ COMMANDS = {
     "stage": "flows.commands:stage",
     "status": "flows.commands:status",
     "compare": "flows.commands:compare",
+    "study": "flows.study:study",
     "up": "flows.commands:up",
     "deploy": "flows.commands:deploy",
     "doctor": "flows.commands:doctor",
@@ -78,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("run", metavar="RUN", nargs="?", help="a run's name, or `latest`")
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
+    study = command("study", "Run a study: variants over seeds, a verdict for each claim.", tries)
+    study.add_argument(
+        "config", metavar="STUDY", help="such as configs/studies/variants.yaml"
+    )
+    study.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
+    study.add_argument("--seeds", metavar="N,N…", help="these seeds instead of the study's own")
+    study.add_argument("--only", metavar="VARIANT", action="append", default=[], help="only this variant (repeatable)")
     up = command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place)
     up.add_argument("--prefect-port", type=int, default=4200)
     up.add_argument("--mlflow-port", type=int, default=5000)
