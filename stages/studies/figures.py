@@ -58,7 +58,7 @@ def learning(arms: Sequence[Arm], groups: Sequence[Facet]) -> bytes:
 
 
 def final(arms: Sequence[Arm], starts: dict[str, dict[str, float]]) -> bytes:
-    """PNG: each variant's final accuracy, lengths and pass@k with intervals over seeds, the seeds beside, the starts as lines."""
+    """PNG: each variant's final accuracy, lengths and pass@k with intervals over seeds, the seeds beside, starts as lines."""
     chances = pass_metrics(arms)[-1:]
     panels = [(m, t) for m, t in _final_metrics(chances) if by_variant(arms, m)]
     names = list(dict.fromkeys(arm.variant for arm in arms))
@@ -121,7 +121,7 @@ def averaged(curves: Sequence[Sequence[tuple[Any, float]]]) -> tuple[list[float]
     if math.isnan(first) or first > last:
         return None
     at = np.linspace(first, last, POINTS)
-    rows = np.stack([np.interp(at, *zip(*curve, strict=True)) for curve in curves])
+    rows = np.stack([np.interp(at, [x for x, _ in curve], [y for _, y in curve]) for curve in curves])
     sd = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(POINTS)
     return at.tolist(), rows.mean(axis=0).tolist(), sd.tolist()
 
