@@ -80,9 +80,7 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "Runs beside each other: params that differ, headline metrics.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
     study = command("study", "Run a study: variants over seeds, a verdict for each claim.", tries)
-    study.add_argument(
-        "config", metavar="STUDY", help="such as configs/studies/variants.yaml"
-    )
+    study.add_argument("config", metavar="STUDY", help="such as configs/studies/variants.yaml")
     study.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     study.add_argument("--seeds", metavar="N,N…", help="these seeds instead of the study's own")
     study.add_argument("--only", metavar="VARIANT", action="append", default=[], help="only this variant (repeatable)")

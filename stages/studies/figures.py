@@ -42,7 +42,7 @@ def learning(arms: Sequence[Arm], groups: Sequence[Facet]) -> bytes:
     its seeds does.
     """
     figure = Figure(figsize=(14, 2.8 * len(groups) + 0.6), layout="constrained")
-    axes = figure.subplots(len(groups), 4, squeeze=False)
+    axes = figure.subplots(len(groups), 4, squeeze=False, sharey="col")
     for row, (title, labels) in zip(axes, groups, strict=True):
         places = [(x, y) for y in _VALUES for x in _AXES]
         for place, (x, y) in zip(row, places, strict=True):
@@ -129,5 +129,5 @@ def averaged(curves: Sequence[Sequence[tuple[Any, float]]]) -> tuple[list[float]
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # Without the library's version in it: the same results are the same bytes.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     return buffer.getvalue()

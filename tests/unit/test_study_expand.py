@@ -118,7 +118,11 @@ def test_an_evaluation_follows_the_arm_where_it_is_told_to(tmp_path):
         ("study.claims={c: {says: x, of: plain, above: start, below: 0}}", "study.claims.c", "exactly one of"),
         ("study.claims={c: {says: x, of: plain}}", "study.claims.c", "exactly one of"),
         ("study.claims={c: {says: x, of: [plain, ppo], slope: kl, above: 0}}", "study.claims.c", "have one value of it"),
-        ("study.claims={c: {says: x, of: [plain, ppo], slope: clip_dual, above: 0}}", "study.claims.c", "does not say a number"),
+        (
+            "study.claims={c: {says: x, of: [plain, ppo], slope: clip_dual, above: 0}}",
+            "study.claims.c",
+            "does not say a number",
+        ),
         ("study.claims={c: {says: x, of: plain, log: true, above: 0}}", "study.claims.c", "belongs to a `slope`"),
         ("study.claims={c: {says: x, of: {plaice: loss}, above: 0}}", "study.claims.c.of", "no factor `plaice`"),
         ("stages.study={kind: toy_base}", "stages.study", "rename it"),

@@ -30,7 +30,12 @@ def training(folder, accuracy, seed, steps, slow=1.0):
     (folder / "model").mkdir(parents=True)
     lines = []
     for step in range(1, steps + 1):
-        metrics = {"train/kl": 0.01 * step, "rollout/sampled_tokens": step * (100.0 + seed), "time/step": slow, "time/eval": 0.0}
+        metrics = {
+            "train/kl": 0.01 * step,
+            "rollout/sampled_tokens": step * (100.0 + seed),
+            "time/step": slow,
+            "time/eval": 0.0,
+        }
         if step % 2 == 0:
             metrics |= {"eval/accuracy": accuracy * step / steps, "eval/length": 20.0 + step}
         lines.append(json.dumps({"step": step, "of": 99, "time": 1, "metrics": metrics}) + "\n")

@@ -79,7 +79,9 @@ def test_variants_are_compared_within_each_seed():
     theirs = stats.ttest_rel(*table.values())
     assert (verdict.difference.p, verdict.difference.low) == pytest.approx((theirs.pvalue, theirs.confidence_interval().low))
     assert verdict.holm == verdict.difference.p, "one claim needs no correction"
-    assert sentence(verdict, 1).startswith("holds: It is so. (accuracy: a 72.0 %, b 70.3 %; difference +1.7 points, 95 % interval ")
+    assert sentence(verdict, 1).startswith(
+        "holds: It is so. (accuracy: a 72.0 %, b 70.3 %; difference +1.7 points, 95 % interval "
+    )
 
 
 def test_a_claim_against_the_start_and_against_a_number():
@@ -135,7 +137,10 @@ def test_a_real_difference_is_found():
 
 
 def test_a_journals_metric_is_its_mean_over_the_last_quarter():
-    lines = [Line(i, 8, 0, {"train/kl": float(i), "time/step": 1.0, **({"eval/accuracy": 0.5} if i == 8 else {})}) for i in range(1, 9)]
+    lines = [
+        Line(i, 8, 0, {"train/kl": float(i), "time/step": 1.0, **({"eval/accuracy": 0.5} if i == 8 else {})})
+        for i in range(1, 9)
+    ]
     assert late(lines) == {"train/kl": 7.5, "eval/accuracy": 0.5}
     assert late([]) == {}
 
