@@ -17,24 +17,24 @@ STUDY = "study"
 
 
 class Variants:
-    """The variants of a study by name, and their levels of its factors."""
+    """The variants of a study by name: the sections of their stages, and their levels of the factors."""
 
-    def __init__(self, study: Study, where: Where, merge: Merge) -> None:
-        """Raises UserError when two have one name, or `only` names others."""
-        self.factors, self._where = study.factors, where
-        self.settings: dict[str, Settings] = {name: nested(given, merge) for name, given in study.variants.items()}
+    def __init__(self, study: Study, base: dict[str, Any], where: Where, merge: Merge) -> None:
+        """`base`: the section that is varied. Raises UserError when two variants have one name, or `only` names others."""
+        self.factors, self._where, self._merge = study.factors, where, merge
+        self.sections = {name: merge(base, nested(given, merge)) for name, given in study.variants.items()}
         self.levels: dict[str, dict[str, str]] = {name: {} for name in study.variants}
         for levels in itertools.product(*study.factors.values()) if study.factors else ():
             name = "-".join(levels)
-            if name in self.settings:
+            if name in self.sections:
                 raise UserError(f"two variants are called `{name}`", where=where(STUDY), mend="rename one")
             self.levels[name] = dict(zip(study.factors, levels, strict=True))
-            self.settings[name] = {}
+            self.sections[name] = base
             for factor, level in self.levels[name].items():
-                self.settings[name] = merge(self.settings[name], nested(study.factors[factor][level], merge))
+                self.sections[name] = merge(self.sections[name], nested(study.factors[factor][level], merge))
         for name in study.only:
             self._known(name, (STUDY, "only"))
-        self.names = [name for name in self.settings if not study.only or name in study.only]
+        self.names = [name for name in self.sections if not study.only or name in study.only]
 
     def chosen(self, chosen: Chosen, key: tuple[str, ...]) -> list[str]:
         """Names of the variants that a claim means, also of such that `only` leaves out. Raises UserError for unknown ones."""
@@ -52,13 +52,17 @@ class Variants:
         return [name for name, has in made.items() if all(has[factor] in levels for factor, levels in wanted.items())]
 
     def _known(self, name: str, key: tuple[str, ...]) -> str:
-        if name not in self.settings:
-            raise UserError(f"no variant `{name}`", where=self._where(*key), mend=nearest(name, self.settings))
+        if name not in self.sections:
+            raise UserError(f"no variant `{name}`", where=self._where(*key), mend=nearest(name, self.sections))
         return name
 
     def blocks(self, names: list[str], slope: str) -> list[list[str]]:
         """The variants parted by their levels of all factors but those that set `slope`."""
-        others = [factor for factor, levels in self.factors.items() if not any(slope in given for given in levels.values())]
+
+        def sets(factor: str) -> bool:
+            return any(_value(nested(given, self._merge), slope) is not None for given in self.factors[factor].values())
+
+        others = [factor for factor in self.factors if not sets(factor)]
         found: dict[tuple[str | None, ...], list[str]] = {}
         for name in names:
             found.setdefault(tuple(self.levels[name].get(factor) for factor in others), []).append(name)
@@ -95,18 +99,18 @@ def expanded(study: Study, document: dict[str, Any], merge: Merge, where: Where)
     protocol.pop("models", None)
     if STUDY in stages:
         raise UserError(f"a stage is called `{STUDY}`", where=where("stages", STUDY), mend="rename it")
-    variants = Variants(study, where, merge)
-    evaluations = _Evaluations(stages, protocol, (*study.follow,))
+    variants = Variants(study, base, where, merge)
+    evaluations = _Evaluations(stages, protocol, study.follow)
     arms: dict[str, dict[str, Any]] = {}
     for seed, name in itertools.product(study.seeds, variants.names):
-        arm, section = f"{name}-s{seed}", {**merge(base, variants.settings[name]), "seed": seed}
+        arm, section = f"{name}-s{seed}", {**variants.sections[name], "seed": seed}
         start = section.get("policy", section.get("model"))
         if arm in stages:
             raise UserError(f"`{arm}` is both an arm and a stage", where=where("stages", arm), mend="rename the variant")
         report = evaluations.of(str(start), section)
         stages[arm] = section
         arms[arm] = {"variant": name, "seed": seed, "trained": arm, "report": evaluations.of(arm, section), "start": report}
-    claims = dict(_comparisons(study, variants, base, merge, where))
+    claims = dict(_comparisons(study, variants, where))
     levels = {name: variants.levels[name] for name in variants.names}
     stages[STUDY] = {
         "kind": STUDY,
@@ -141,40 +145,25 @@ class _Evaluations:
         raise AssertionError
 
 
-def _comparisons(
-    study: Study, variants: Variants, base: dict[str, Any], merge: Merge, where: Where
-) -> Iterator[tuple[str, Comparison | None]]:
+def _comparisons(study: Study, variants: Variants, where: Where) -> Iterator[tuple[str, Comparison | None]]:
     """Each claim with its variants; None where `only` leaves out some that it needs."""
     for name, claim in study.claims.items():
-        other = claim.above if claim.above is not None else claim.below
-        of = _quantity(claim, claim.of, "of", name, variants, base, merge, where)
+        direction, other = ("above", claim.above) if claim.above is not None else ("below", claim.below)
+        of = _quantity(claim, claim.of, variants, where, (STUDY, "claims", name, "of"))
         than: Any = other
         if isinstance(other, str | tuple | dict) and other != START:
-            side = "above" if claim.above is not None else "below"
-            than = _quantity(claim, other, side, name, variants, base, merge, where)
+            than = _quantity(claim, other, variants, where, (STUDY, "claims", name, direction))
         needed = {v for q in (of, than) if isinstance(q, Quantity) for block in q.blocks for v in block}
-        direction = "above" if claim.above is not None else "below"
-        known = needed <= set(variants.names)
         facts = {"says": claim.says, "metric": claim.metric, "of": of, "than": than, "direction": direction}
-        yield name, Comparison.model_validate(facts) if known else None
+        yield name, Comparison.model_validate(facts) if needed <= set(variants.names) else None
 
 
-def _quantity(
-    claim: Claim,
-    chosen: Chosen,
-    side: str,
-    name: str,
-    variants: Variants,
-    base: dict[str, Any],
-    merge: Merge,
-    where: Where,
-) -> Quantity:
-    key = (STUDY, "claims", name, side)
+def _quantity(claim: Claim, chosen: Chosen, variants: Variants, where: Where, key: tuple[str, ...]) -> Quantity:
     names, words = variants.chosen(chosen, key), _words(chosen)
     if claim.slope is None:
         return Quantity(blocks=(tuple(names),), words=words)
     blocks = variants.blocks(names, claim.slope)
-    x = {n: _setting(merge(base, variants.settings[n]), claim.slope, claim.log, n, where(STUDY, "claims", name)) for n in names}
+    x = {name: _number(variants.sections[name], claim.slope, name, where(*key[:3]), log=claim.log) for name in names}
     for block in blocks:
         if len({x[variant] for variant in block}) < 2:
             what = f"no slope against `{claim.slope}`: {', '.join(block)} have one value of it"
@@ -183,16 +172,21 @@ def _quantity(
     return Quantity(blocks=tuple(map(tuple, blocks)), x=x, words=f"slope against {against} of {words}")
 
 
-def _setting(section: dict[str, Any], key: str, log: bool, variant: str, where: str) -> float:
-    value: Any = section
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+def _number(section: dict[str, Any], key: str, variant: str, where: str, *, log: bool) -> float:
+    value = _value(section, key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         what = f"variant `{variant}` does not say a number for `{key}`"
         raise UserError(what, where=where, mend="write it in the variant, or in the stage")
     if log and value <= 0:
-        raise UserError(f"variant `{variant}` has `{key}` 0, which has no logarithm", where=where, mend="leave `log` out")
+        raise UserError(f"variant `{variant}` has `{key}` {value:g}, which has no logarithm", where=where, mend="drop `log`")
     return math.log10(value) if log else float(value)
+
+
+def _value(section: Any, key: str) -> Any:
+    """What stands under a dotted key; None where nothing does."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, dict) else None
+    return section
 
 
 def _words(chosen: Chosen) -> str:

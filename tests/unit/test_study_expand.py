@@ -86,6 +86,15 @@ def test_factors_are_crossed_and_claims_choose_by_level(tmp_path):
     assert (study.claims["mean"].than, study.claims["one"].direction) == ("start", "above")
 
 
+def test_a_slope_against_a_setting_of_a_section(tmp_path):
+    lam = {"a": {"critic": {"lam": 0.9}}, "b": {"critic.lam": 1.0}}
+    factors = {"lam": lam, "way": {"x": {"algorithm": "ppo"}, "y": {"algorithm": "ppo", "critic.model": "shared"}}}
+    claims = {"c": {"says": "x", "of": {}, "slope": "critic.lam", "above": 0}}
+    claim = load(tmp_path, {"seeds": [0], "factors": factors, "claims": claims}).stages["study"].claims["c"]
+    assert claim.of.blocks == (("a-x", "b-x"), ("a-y", "b-y"))
+    assert claim.of.x["a-y"] == 0.9
+
+
 def test_a_part_of_a_study(tmp_path):
     recipe = load(tmp_path, FACTORS, "study.only=[loss-low, loss-high]", "study.seeds=[7]")
     assert [name for name in recipe.stages if name.endswith("-s7")] == ["loss-low-s7", "loss-high-s7"]
