@@ -95,10 +95,11 @@ def test_a_claim_against_the_start_and_against_a_number():
 
 def test_a_slope_is_fitted_for_each_seed_within_each_block():
     table = {"a1": [30, 40], "a2": [20, 28], "b1": [50, 50], "b2": [46, 44]}
-    two = quantity(("a1", "a2"), ("b1", "b2"), x={"a1": 0.0, "a2": 0.1, "b1": 0.0, "b2": 0.1})
-    assert values(two, "mean_length", arms(table, "mean_length")) == pytest.approx({0: -70, 1: -90})
+    two = quantity(("a1", "a2"), ("b1", "b2"), x={"a1": 0.0, "a2": 0.1, "b1": 0.0, "b2": 0.2})
+    # Pooled, the blocks' own levels would be taken for a slope.
+    assert values(two, "mean_length", arms(table, "mean_length")) == pytest.approx({0: -60, 1: -75})
     (verdict,) = judge({"tax": claim(two, 0.0, "below", "mean_length")}, arms(table, "mean_length"), {})
-    assert verdict.difference.mean == pytest.approx(-80)
+    assert verdict.difference.mean == pytest.approx(-67.5)
 
 
 def test_a_seed_in_which_something_was_not_measured_is_left_out():
