@@ -101,8 +101,8 @@ def _spread_cell(metric: str, found: Spread | None) -> str:
         return ""
     if found.half is None or found.sd is None:
         return number(metric, found.mean)
-    sd = f" (sd {number(metric, found.sd)})" if metric in WITH_SD else ""
-    return f"{number(metric, found.mean)} ± {number(metric, found.half)}{sd}"
+    half, sd = (number(metric, value).removesuffix(" %") for value in (found.half, found.sd))
+    return f"{number(metric, found.mean)} ± {half}" + (f" (sd {sd})" if metric in WITH_SD else "")
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

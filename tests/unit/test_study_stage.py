@@ -100,6 +100,7 @@ def test_the_report_says_what_was_measured(given, tmp_path):
     assert "| base | 40.0 % | 19.0 | 18.0 |" in page
     assert "31.0 ± 2.48 (sd 1)" in page
     assert "- holds: The tax costs accuracy. (accuracy: plain " in page
+    assert "| 99.0 % ± 0.0 |" in page, "pass@16"
     assert "seconds a step" not in page
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in ("learning.png", "final.png"))
     assert result.remarks[1].startswith("holds: Training helps. (accuracy: plain ")
