@@ -64,6 +64,7 @@ def run(context: StageContext[StudyConfig]) -> Result:
     verdicts = judge(config.claims, arms, bases)
     tested = sum(verdict.holm is not None for verdict in verdicts)
     said = {verdict.name: sentence(verdict, tested) for verdict in verdicts}
+    left_out = [f"left out, for it needs variants that were left out: {name}" for name in config.left_out]
     models = {label: _row(metrics) for label, metrics in bases.items()} | _rows(arms)
     document = {
         "models": models,
@@ -78,12 +79,12 @@ def run(context: StageContext[StudyConfig]) -> Result:
     with whole_folder(context.folder.output("report")) as report:
         write_json(report / "summary.json", document)
         write_json(report / "costs.json", costs)
-        write_bytes(report / "study.md", _page(tables[0], said, config, arms).encode())
+        write_bytes(report / "study.md", _page(tables[0], [*said.values(), *left_out], arms).encode())
         write_bytes(report / "costs.md", tables[1].encode())
         write_bytes(report / "learning.png", learning(arms, facets(config.variants)))
         write_bytes(report / "final.png", final(arms, bases))
     numbers = {f"{label}/{key}": value for label, row in models.items() for key, value in row.items() if value is not None}
-    return Result(metrics=numbers, notes={"verdicts": said}, remarks=list(said.values()))
+    return Result(metrics=numbers, notes={"verdicts": said}, remarks=[*said.values(), *left_out])
 
 
 def _row(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -113,13 +114,11 @@ def _claim(verdict: Verdict, said: str) -> dict[str, Any]:
     return {**facts, **spread, "holm": verdict.holm, "sentence": said}
 
 
-def _page(table: str, said: dict[str, str], config: StudyConfig, arms: list[Arm]) -> str:
-    seeds = len({arm.seed for arm in arms})
-    some = arms[0].metrics
+def _page(table: str, said: list[str], arms: list[Arm]) -> str:
+    seeds, some = len({arm.seed for arm in arms}), arms[0].metrics
+    over = "One seed" if seeds == 1 else f"Means over {seeds} seeds ± half of their 95 % interval (t-distribution)"
     problems = f"{some.get('problems', 0):.0f} held-out problems × {some.get('samples', 0):.0f} samples"
-    lines = [table, f"Means over {seeds} seeds ± half of their 95 % interval (t-distribution); {problems}.", ""]
-    lines += [f"- {text}" for text in said.values()]
-    lines += [f"- left out, because it needs variants that were left out: {name}" for name in config.left_out]
+    lines = [table, f"{over}; {problems}.", "", *(f"- {text}" for text in said)]
     return "\n".join([*lines, "", "![learning curves](learning.png)", "", "![final results](final.png)", ""])
 
 

@@ -98,6 +98,7 @@ def test_the_report_says_what_was_measured(given, tmp_path):
     assert "| taxed | 2 ± 0 | 2.00 | 2048.0 ± 0 | 2.00 |" in (report / "costs.md").read_text()
     page = (report / "study.md").read_text()
     assert "| base | 40.0 % | 19.0 | 18.0 |" in page
+    assert "- left out, for it needs variants that were left out: other\n" in page
     assert "31.0 ± 2.48 (sd 1)" in page
     assert "- holds: The tax costs accuracy. (accuracy: plain " in page
     assert "| 99.0 % ± 0.0 |" in page, "pass@16"
