@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "flows.plan:plan",
     "status": "flows.commands:status",
     "compare": "flows.compare:compare",
+    "study": "flows.study:study",
     "report": "flows.report:report",
     "up": "flows.servers:up",
     "down": "flows.detached:down",
@@ -125,6 +126,11 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "Runs beside each other: params that differ, headline metrics, learning curves.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
     compare.add_argument("--figure", metavar="FILE", help="where the curves go, as PNG (default: compare/ in the runs folder)")
+    study = command("study", "Run a study: variants over seeds, a verdict for each claim.", tries)
+    study.add_argument("config", metavar="STUDY", help="such as configs/studies/variants.yaml")
+    study.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
+    study.add_argument("--seeds", metavar="N,N…", help="these seeds instead of the study's own")
+    study.add_argument("--only", metavar="VARIANT", action="append", default=[], help="only this variant (repeatable)")
     report = command("report", "Make a run's page again, report.html in its folder.", place)
     report.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
     _servers(command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place))

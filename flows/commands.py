@@ -26,15 +26,16 @@ def stop_on_sigterm() -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """`r1 run`."""
-    return _start(options, options.from_stage, options.until_stage, options.fresh)
+    return start(options, options.from_stage, options.until_stage, options.fresh)
 
 
 def stage(options: argparse.Namespace) -> Answer:
     """`r1 stage`: one stage between `--from` and `--until` itself."""
-    return _start(options, options.stage, options.stage, [options.stage] if options.fresh else [])
+    return start(options, options.stage, options.stage, [options.stage] if options.fresh else [])
 
 
-def _start(options: argparse.Namespace, from_stage: str | None, until_stage: str | None, fresh: list[str]) -> Answer:
+def start(options: argparse.Namespace, from_stage: str | None, until_stage: str | None, fresh: list[str]) -> Answer:
+    """Begin a run of the recipe `options.config`, and see it through."""
     from flows.record import RunRecord
     from flows.selection import select
     from stages.recipe import load_recipe

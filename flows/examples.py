@@ -8,6 +8,7 @@ EXAMPLES = {
     "plan": "r1 plan configs/qwen2.5-7b-8gpu.yaml --gpu h100",
     "status": "r1 status latest",
     "compare": "r1 compare quickstart-20260101-1 quickstart-20260101-2",
+    "study": "r1 study configs/studies/variants.yaml --parallel 2",
     "report": "r1 report latest",
     "up": "r1 up --mlflow-port 5001",
     "down": "r1 down",

@@ -22,6 +22,8 @@ from stages.store.seals import read_document
 Results = dict[str, dict[str, float]]
 FINISHED = ("done", "reused")
 """Status of a stage that has a manifest."""
+COMPARING = ("summary", "study")
+"""Kinds of stages whose report has the headline results of models."""
 _RESULTS = TypeAdapter(dict[str, dict[str, float | None]])
 
 
@@ -161,13 +163,13 @@ class RunRecord:
         return None
 
     def results(self) -> Results:
-        """Headline results per model, from the reports of the run's finished summaries.
+        """Headline results per model, from the reports of the run's finished summaries and studies.
 
         Raises UserError when a report is not what its manifest says.
         """
         found: Results = {}
         for name, stage in self.stages.items():
-            if stage["kind"] == "summary" and stage["status"] in FINISHED:
+            if stage["kind"] in COMPARING and stage["status"] in FINISHED:
                 models = _summary(name, self.place(name), stage["fingerprint"])
                 found |= {label if label not in found else f"{name}/{label}": row for label, row in models.items()}
         return found
@@ -182,7 +184,7 @@ class RunRecord:
         if page.exists():
             return page
         # The summary's report comes last of all, whatever was run after it.
-        ordered = sorted(self.stages, key=lambda name: self.stages[name]["kind"] == "summary")
+        ordered = sorted(self.stages, key=lambda name: self.stages[name]["kind"] in COMPARING)
         reports = [self.place(name).output("report") for name in ordered if self.stages[name]["status"] in FINISHED]
         existing = [path for path in reports if path.is_dir()]
         return existing[-1] if existing else None

@@ -8,6 +8,7 @@ statuses; the manifest, written last, is the only proof of success.
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -148,6 +149,11 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
         world_size=world_size,
     )
     result = kind.run(context)
+    peaks = [peak_memory()]
+    if world_size > 1:
+        from stages.engine import ranks
+
+        peaks = ranks.gather(peaks[0])
     if rank == 0:
         seconds = time.monotonic() - started + _earlier_seconds(folder)
         write_manifest(
@@ -160,8 +166,22 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
             tokens=result.tokens,
             wall_seconds=round(seconds, 3),
             device_seconds=round(seconds * world_size, 3),
+            peak_memory=None if None in peaks else sum(peak for peak in peaks if peak is not None),
         )
     return result
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process has held at a time, None where the system does not tell.
+
+    Not `getrusage`: there a process begins with what its parent held when it was started.
+    """
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
 
 
 def _sweep(folder: StageFolder) -> None:

@@ -18,8 +18,9 @@ MODULES = {
     "evaluate_model": "stages.evaluate_model",
     "summary": "stages.summary",
     "gate": "stages.gate",
+    "study": "stages.study",
 }
-"""`evaluate` expands into one `evaluate_model` per model and a `summary`."""
+"""`evaluate` expands into one `evaluate_model` per model and a `summary`; a section `study:` into arms and a `study`."""
 
 
 def stage_kind(name: str, where: str = "kind") -> StageKind[Any]:

@@ -1,14 +1,15 @@
 """A recipe: sparse YAML -> one typed, resolved configuration and the order of its stages.
 
 `extends:` merges other files below this one, `--set a.b=value` above it. Fields under `shared:` go to every stage whose kind
-has such a field and that does not set it itself. Names are the recipe's; kinds are the code's.
+has such a field and that does not set it itself. Names are the recipe's; kinds are the code's. A section `study:` writes the
+recipe's stages itself (stages/studies/expand.py).
 """
 
 import copy
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -23,6 +24,8 @@ from stages.store.config import Config, StageConfig, external_paths, stage_input
 from stages.store.errors import UserError
 from stages.store.secrets import given_away
 from stages.store.suggest import nearest
+from stages.studies.expand import STUDY, expanded
+from stages.studies.settings import Study
 
 
 class Tracking(Config):
@@ -81,7 +84,28 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Resolve
     document = _read_merged(Path(path), origins, ())
     for text in overrides or []:
         _override(document, text, origins)
-    return resolve(document, origins)
+    if STUDY not in document:
+        return resolve(document, origins)
+    study = _validated(Study, document.pop(STUDY), (STUDY,), origins)
+    written = expanded(study, document, _merge, lambda *keys: _where(keys, origins))
+    return _as_needed(resolve(written, origins), STUDY)
+
+
+def _as_needed(recipe: ResolvedRecipe, name: str) -> ResolvedRecipe:
+    """The stage called `name` and what it needs, without the recipe's other stages."""
+    needed, waiting = {name}, [name]
+    while waiting:
+        further = {target for target, _ in stage_inputs(recipe.stages[waiting.pop()]).values()} - needed
+        needed |= further
+        waiting += further
+    sources = {source: stages for source, stages in recipe.sources.items() if needed & set(stages)}
+    sections = recipe.document["stages"]
+    return replace(
+        recipe,
+        stages={stage: config for stage, config in recipe.stages.items() if stage in needed},
+        sources=sources,
+        document={**recipe.document, "stages": {source: sections[source] for source in sources}},
+    )
 
 
 def overridden(document: dict[str, Any], overrides: list[str]) -> ResolvedRecipe:
@@ -413,5 +437,8 @@ def recipe_schema() -> dict[str, Any]:
         definitions[f"stage_{name}"] = section
         kinds[name] = {"$ref": f"#/$defs/stage_{name}"}
     schema["properties"]["stages"]["additionalProperties"] = {"oneOf": list(kinds.values())}
+    study = Study.model_json_schema(ref_template="#/$defs/{model}")
+    definitions.update(study.pop("$defs", {}))
+    schema["properties"][STUDY] = study
     schema["properties"]["extends"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     return schema

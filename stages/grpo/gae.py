@@ -60,8 +60,17 @@ def value_terms(values: Tensor, old_values: Tensor, returns: Tensor, clip: float
     return torch.maximum(plain, bounded) / 2, (bounded > plain) & ((values - old_values).abs() > clip)
 
 
+THIRDS = ("first", "middle", "last")
+"""The thirds of an answer, in order."""
+
+
+def thirds(length: int) -> Tensor:
+    """(length,) which third of the answer each token is in: 0, 1 or 2. An answer of one token has a first third alone."""
+    return torch.arange(length) * len(THIRDS) // length
+
+
 def explained_variance(values: Tensor, returns: Tensor) -> float | None:
     """1 − Var(R − V) / Var(R): 1 a perfect value model, 0 one as good as a constant. (N,) each; None if returns are equal."""
-    if returns.max() == returns.min():
+    if not len(returns) or returns.max() == returns.min():
         return None
     return float(1 - (returns - values).var(correction=0) / returns.var(correction=0))

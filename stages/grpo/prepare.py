@@ -170,8 +170,12 @@ def _token_advantages(answers: list[Answer], settings: GRPO) -> dict[str, float]
         answer.advantages = part
     values, returns = (torch.cat([t for t in parts if t is not None]).double() for parts in _said(answers))
     metrics = {"value/mean": float(values.mean()), "value/return": float(returns.mean())}
-    explained = gae.explained_variance(values, returns)
-    return metrics if explained is None else metrics | {"value/explained_variance": explained}
+    third = torch.cat([gae.thirds(answer.length) for answer in answers])
+    parts = {"": torch.ones_like(third, dtype=torch.bool)} | {f"_{name}": third == n for n, name in enumerate(gae.THIRDS)}
+    for name, among in parts.items():
+        if (explained := gae.explained_variance(values[among], returns[among])) is not None:
+            metrics[f"value/explained_variance{name}"] = explained
+    return metrics
 
 
 def _said(answers: list[Answer]) -> tuple[list[Tensor | None], list[Tensor | None]]:

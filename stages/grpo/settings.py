@@ -79,6 +79,9 @@ class GRPO(Training):
     """Named clip and KL over grpo's own: `r1` (ε 10, β 0.001) or `field` (0.2 / 0.28, β 0)."""
     steps: int = Field(default=100, ge=1)
     """Rollouts; each is followed by `epochs` × `minibatches` updates. R1-Zero: 10,400 updates, 16 a rollout."""
+    most_tokens: Annotated[int | None, ADDED] = Field(default=None, ge=1)
+    """Training ends after the step in which so many tokens were sampled, at the latest after `steps`: the same budget for
+    variants whose answers differ in length. A schedule still goes by `steps`. Null: `steps` alone."""
     questions: int = Field(default=32, ge=1)
     """Different problems of a step, over all ranks (R1-Zero: 512, 32 an update); any number goes with any number of ranks."""
     samples: int = Field(default=16, ge=1)

@@ -92,14 +92,14 @@ class Trainer:
         journal = Journal(folder.journal, keep_through=step, copy=copy) if main else None
         watch = self._watch() if main else None
         clock.lap()
-        while step < config.steps and not self.selection.stop(config.collapse):
+        while not self._over(step) and not self.selection.stop(config.collapse):
             trace = folder.path / f"trace-step-{step + 1:06d}.json" if main and step + 1 == config.compute.profile else None
             with clock.span("prepare"), traced(trace):  # what is not named further down
                 collected, metrics = self.step(step)
             with clock.span("checkpoint"):
                 self.checkpoints.finish()  # it was written while this step was taken
             step += 1
-            last = step == config.steps
+            last = self._over(step)
             if last or step % config.evaluation.every == 0:
                 with clock.span("eval", whole=True):
                     metrics |= self.evaluate(step)
@@ -135,6 +135,11 @@ class Trainer:
             tokens=self.tokens,
         )
 
+    def _over(self, step: int, sampled: int = 0) -> bool:
+        """Whether nothing is left to do after `step` steps, in the last of which `sampled` more tokens were sampled."""
+        most = self.config.most_tokens
+        return step >= self.config.steps or (most is not None and self.tokens + sampled >= most)
+
     def step(self, step: int) -> tuple[Collected, dict[str, float]]:
         """One rollout and its updates; `step` counts from 0."""
         config, temperature = self.config, self.config.sampling.temperature
@@ -166,6 +171,7 @@ class Trainer:
             **prepared.metrics,
             "train/lr": lr,
             "train/updates": float(sum(s.tokens > 0 for s in stats)),
+            "rollout/sampled_tokens": float(self.tokens),
             **self._rollout_metrics(collected),
         }
         if self.ahead is None:  # there the policies differ, and are meant to
@@ -185,7 +191,7 @@ class Trainer:
                 max_resamples=config.max_resamples,
             )
         collected = self.ahead.take(step, self.position)
-        if step + 1 < config.steps:
+        if not self._over(step + 1, collected.tokens):
             self.ahead.begin(step + 1, collected.position)
         return collected
 

@@ -66,6 +66,9 @@ class Manifest(Sealed):
     """Wall time over all attempts whose end was recorded (not that of one whose parent was killed with it)."""
     device_seconds: float
     """Wall time times processes (times GPUs where there are any)."""
+    peak_memory: int | None = None
+    """Most bytes of memory that the processes of the attempt that finished held, each at its own peak, added up; a GPU's
+    memory and verifiers' processes are not in it. None where the system does not tell."""
     finished: str
     git_commit: str | None
     versions: dict[str, str]

@@ -65,6 +65,24 @@ OVERRIDES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", ["false", "true"])
+def test_a_budget_of_tokens_ends_with_the_same_step(tmp_path: Path, base: Path, ahead: str) -> None:
+    budget = [*RL, "stages.zero.steps=50", "stages.zero.most_tokens=1600", f"stages.zero.one_step_off={ahead}"]
+    whole, cut = (prepare(tmp_path / name, "zero", {"policy": base}, budget) for name in ("whole", "cut"))
+    finish(whole)
+    killed(cut, 4)  # after a checkpoint, before the next
+    finish(cut)
+    assert results(cut) == results(whole)
+    sampled = [line.metrics["rollout/sampled_tokens"] for line in read(whole / "journal.jsonl")]
+    assert 4 < len(sampled) < 50
+    assert sampled[-2] < 1600 <= sampled[-1]
+    assert len(list((whole / "rollouts").iterdir())) == len(sampled), "nothing is sampled for a step that is not taken"
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (whole, cut)]
+    assert manifests[0]["tokens"] == manifests[1]["tokens"] == sampled[-1]
+    assert all(manifest["peak_memory"] > 50 << 20 for manifest in manifests)
+
+
 @pytest.mark.parametrize("case", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "ahead", "base"))])
 def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, case: str) -> None:
     name = "base" if case == "base" else "zero"

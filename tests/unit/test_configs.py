@@ -19,7 +19,9 @@ RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs/recipe
 @pytest.mark.parametrize("path", SHIPPED + RECIPES)
 def test_every_shipped_config_loads(path, tmp_path):
     # A recipe names no model, and shipped problems lie with the user: both are put in here.
-    overrides = PROBLEMS if path in RECIPES or "gsm8k" in path else []
+    overrides = PROBLEMS if path in RECIPES or "gsm8k" in path or "mawps" in path else []
+    if "mawps" in path:
+        overrides = [*overrides, "stages.evaluation.held_out={source: toy, count: 5, split: held_out}"]
     if path in RECIPES:
         models = ["base", "small_base"] if "full" in path else ["base"]
         overrides = [*overrides, *(f"stages.{name}.path={tmp_path}" for name in models)]
@@ -30,6 +32,24 @@ def test_every_shipped_config_loads(path, tmp_path):
     again = load_recipe(tmp_path / "again.yaml")
     assert again.stages == recipe.stages
     assert again.document == recipe.document
+
+
+@pytest.mark.parametrize("name", ["smollm2-mawps", "smollm2-reasoning-gym"])
+def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name, tmp_path):
+    data = tmp_path / "mawps.jsonl"
+    data.write_text("{}")
+    paths = ["shared.problems", "shared.held_out", "stages.evaluation.held_out"] if "mawps" in name else []
+    recipe = load_recipe(ROOT / f"configs/{name}.yaml", [f"{key}.path={data}" for key in paths])
+    zero, control, measured = (recipe.stages[n] for n in ("zero", "format_only", "evaluation.zero"))
+    assert (control.rewards.accuracy, control.rewards.format) == (0, 1)
+    assert control.model_copy(update={"rewards": zero.rewards}) == zero, "the control differs in what is rewarded alone"
+    assert len({s.model_dump_json() for s in (zero.problems, zero.held_out, measured.held_out)}) == 3
+    assert zero.decontaminate.against == (measured.held_out,)
+    assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (4, 16, 1e-5, 0, 4)
+    assert len(zero.template.examples) == 3 and zero.template.open_thinking
+    if "mawps" in name:
+        cuts = [(s.offset, s.limit) for s in (zero.problems, zero.held_out, measured.held_out)]
+        assert cuts == [(0, 361), (361, 40), (401, 160)], "no problem is in two of them"
 
 
 def test_the_full_recipe_has_the_papers_seven_stages():

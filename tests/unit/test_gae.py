@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.grpo.gae import explained_variance, gae, length_adaptive_lambda, token_rewards, value_terms, whiten
+from stages.grpo.gae import explained_variance, gae, length_adaptive_lambda, thirds, token_rewards, value_terms, whiten
 from stages.grpo.kl import k3, kl_terms
 from stages.grpo.losses import token_weights
 from tests.unit import reference
@@ -249,3 +249,10 @@ def test_a_kl_in_the_reward_taxes_length_and_one_in_the_loss_does_not():
     close(torch.stack(costs), [0.00102284] * 3, rtol=1e-5)
     pulls = [torch.autograd.grad(cost, p)[0].abs().sum() for cost, p in zip(costs, logp, strict=True)]
     close(torch.stack(pulls), [beta / 3] * 3, rtol=1e-9)
+
+
+def test_thirds_of_an_answer():
+    assert thirds(7).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert thirds(3).tolist() == [0, 1, 2]
+    assert thirds(1).tolist() == [0]
+    assert explained_variance(f64(), f64()) is None
