@@ -10,7 +10,7 @@ from stages.store.errors import ExitStatus, UserError
 
 LONGEST_NAME = 120
 """Characters of the figure's name that come from the runs' names."""
-SHARES = ("accuracy", "cons_at_k", "format", "truncated")
+SHARES = ("accuracy", "accuracy_lenient", "cons_at_k", "format", "truncated")
 """Numbers whose differences are said in points."""
 
 

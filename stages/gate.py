@@ -41,7 +41,7 @@ class GateConfig(StageConfig):
     tolerance: float | None = Field(default=None, gt=0, lt=1)
     """`not_worse_than`: by less than this; a share. Null: 0.02. Two models that are the same pass only when it is well above
     the sampling error: about 1.6 times the standard error of their difference at 95 %."""
-    metric: Literal["accuracy", "cons_at_k", "format"] = "accuracy"
+    metric: Literal["accuracy", "accuracy_lenient", "cons_at_k", "format"] = "accuracy"
     """What is compared, for each problem the mean over its samples."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     """One-sided: the share of models that are not better which such a gate keeps out."""

@@ -17,6 +17,7 @@ from stages.store.stage import Result, StageContext, StageKind
 HEADLINE = (
     "accuracy",
     "accuracy_stderr",
+    "accuracy_lenient",
     "cons_at_k",
     "mean_length",
     "format",
@@ -42,17 +43,13 @@ def run(context: StageContext[SummaryConfig]) -> Result:
     """Read the reports and compare them."""
     folders = {label: context.inputs[f"reports.{label}"] for label in context.config.reports}
     models = {label: _headline(_read(folder / "metrics.json")) for label, folder in folders.items()}
-    means = {
-        label: {problem: row["accuracy"] for problem, row in _read(folder / "problems.json").items()}
-        for label, folder in folders.items()
-    }
+    problems = {label: _read(folder / "problems.json") for label, folder in folders.items()}
     labels = list(folders)
-    paired = {
-        f"{later} - {earlier}": _difference(means[later], means[earlier])
-        for index, later in enumerate(labels)
-        for earlier in labels[:index]
+    document = {
+        "models": models,
+        "paired": _paired(problems, "accuracy"),
+        "paired_lenient": _paired(problems, "accuracy_lenient"),
     }
-    document = {"models": models, "paired": paired}
     with whole_folder(context.folder.output("report")) as report:
         write_json(report / "summary.json", document)
         write_bytes(report / "summary.md", markdown(document, labels).encode())
@@ -75,6 +72,17 @@ def _headline(metrics: dict[str, float]) -> dict[str, float | None]:
     return {key: int(value) if key in COUNTS and value is not None else value for key, value in row.items()}
 
 
+def _paired(problems: dict[str, dict[str, dict[str, float]]], metric: str) -> dict[str, dict[str, float | None]]:
+    """`later - earlier` -> the difference of every two models."""
+    means = {label: {name: row[metric] for name, row in rows.items()} for label, rows in problems.items()}
+    labels = list(means)
+    return {
+        f"{later} - {earlier}": _difference(means[later], means[earlier])
+        for index, later in enumerate(labels)
+        for earlier in labels[:index]
+    }
+
+
 def _difference(later: dict[str, float], earlier: dict[str, float]) -> dict[str, float | None]:
     difference, error = paired_difference(later, earlier)
     return {"difference": difference, "stderr": error, "problems": len(later.keys() & earlier.keys())}
@@ -82,27 +90,32 @@ def _difference(later: dict[str, float], earlier: dict[str, float]) -> dict[str,
 
 def markdown(document: dict[str, Any], labels: list[str]) -> str:
     """The summary as tables: a model per row, then the paired differences of accuracy."""
-    head = ["model", "accuracy", "cons@k", "mean length", "format", "language", "truncated"]
+    head = ["model", "accuracy", "lenient", "cons@k", "mean length", "format", "language", "truncated"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for label in labels:
         row = document["models"][label]
         error = row["accuracy_stderr"]
         cells = [_percent(row["accuracy"]) + (f" ± {100 * error:.1f}" if error is not None else "")]
-        cells += [_percent(row["cons_at_k"]), f"{row['mean_length']:.1f}"]
+        cells += [_percent(row["accuracy_lenient"]), _percent(row["cons_at_k"]), f"{row['mean_length']:.1f}"]
         cells += [_percent(row[key]) for key in ("format", "language", "truncated")]
         lines.append(" | ".join([label, *cells]))
     some = document["models"][labels[0]]
     lines += ["", f"{some['problems']} problems × {some['samples']} samples; accuracy ± standard error over problems."]
+    lines += ["lenient: the last number of an answer counts, wherever it stands."]
     if document["paired"]:
-        lines += ["", "difference of accuracy | points ± standard error", "--- | ---"]
+        lines += ["", "difference, points ± standard error | accuracy | lenient", "--- | --- | ---"]
     for pair, values in document["paired"].items():
-        error = f" ± {100 * values['stderr']:.1f}" if values["stderr"] is not None else ""
-        lines.append(f"{pair} | {100 * values['difference']:+.1f}{error}")
+        lines.append(f"{pair} | {_points(values)} | {_points(document['paired_lenient'][pair])}")
     return "\n".join(f"| {line} |" if " | " in line else line for line in lines) + "\n"
+
+
+def _points(difference: dict[str, Any]) -> str:
+    error = f" ± {100 * difference['stderr']:.1f}" if difference["stderr"] is not None else ""
+    return f"{100 * difference['difference']:+.1f}{error}"
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-KIND = StageKind(name="summary", version=1, config=SummaryConfig, output="report", run=run)
+KIND = StageKind(name="summary", version=2, config=SummaryConfig, output="report", run=run)

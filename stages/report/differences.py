@@ -10,7 +10,7 @@ from stages.report.models import BEYOND
 from stages.store.errors import UserError
 from stages.store.files import read_json
 
-PAIRED = ("accuracy", "cons_at_k", "mean_length", "format", "truncated")
+PAIRED = ("accuracy", "accuracy_lenient", "cons_at_k", "mean_length", "format", "truncated")
 """Headline numbers that the reports have for each problem."""
 Differences = dict[str, dict[str, dict[str, dict[str, Any]]]]
 

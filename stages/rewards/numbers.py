@@ -23,6 +23,7 @@ _NOT_UNITS = re.compile(
 )
 """Words that change the value, and single letters other than unit symbols: `2 x` is no number."""
 _MOST_UNIT_WORDS = 4
+_ANYWHERE = re.compile(rf"(?:(?<![\w).])-)?{_DIGITS}(?:\.[0-9]+)?(?:/[0-9]+)?")
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -53,6 +54,18 @@ def parse_number(text: str) -> Fraction | None:
     except ZeroDivisionError:
         return None
     return -value if match["sign"] == "-" else value
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number that stands anywhere in `text`, or None: what a lenient reader takes for the answer.
+
+    As lm-eval's filter `flexible-extract` for GSM8K reads. A minus after a digit or a bracket subtracts.
+
+    >>> last_number("15 - 6 = 9</think> so $1,200."), last_number("12-5"), last_number("none")
+    (Fraction(1200, 1), Fraction(5, 1), None)
+    """
+    found = _ANYWHERE.findall(text)
+    return parse_number(found[-1]) if found else None
 
 
 def _value(match: re.Match[str]) -> Fraction:

@@ -8,7 +8,17 @@ from stages.studies.claims import Verdict
 from stages.studies.settings import START, Quantity
 from stages.studies.spread import Spread, spread
 
-SHARES = ("accuracy", "format", "language", "truncated", "cons_at_k", "no_verdict", "reward/accuracy", "reward/format")
+SHARES = (
+    "accuracy",
+    "accuracy_lenient",
+    "format",
+    "language",
+    "truncated",
+    "cons_at_k",
+    "no_verdict",
+    "reward/accuracy",
+    "reward/format",
+)
 """Metrics shown in percent, beside pass@k and clip fractions."""
 COLUMNS = {
     "accuracy": "accuracy",

@@ -26,7 +26,7 @@ from stages.summary import SummaryConfig
 from stages.tracking import journal
 
 PROBLEMS = {name: Problem(id=name, question=f"{name}=? ", answer=a, source="t") for name, a in
-            (("p0", "5"), ("p1", "3"), ("p2", "2"))}  # fmt: skip
+            (("p0", "5"), ("p1", "3"), ("p2", "1"))}  # fmt: skip
 ANSWERS = {
     ("p0", 0): "<think>1</think><answer>5</answer>",
     ("p0", 1): "<think>12</think><answer>5</answer>",
@@ -41,6 +41,7 @@ CUT = "<think>1"
 EXPECTED = {
     "accuracy": 0.5,
     "accuracy_stderr": (0.5**2 / 3) ** 0.5,  # sample deviation of 1, .5, 0 is .5
+    "accuracy_lenient": 2 / 3,  # 1, 1/2, 1/2: the last number of the answer that was cut is right
     "cons_at_k": 0.5,  # 1, a tie, 0
     "pass_at_2": 2 / 3,
     "format": (1 + 0.5 + 0.5) / 3,
@@ -197,7 +198,7 @@ def test_engines_without_a_model_say_so(tmp_path):
 
 def stage(tmp_path, monkeypatch, name, answers, stop=None, chunk=2):
     monkeypatch.setattr("stages.rollout.torch_engine.load_rollout", lambda folder, device, tokens: Table(answers))
-    (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("532")))
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("531")))
     source = {"source": "file", "path": str(tmp_path / "p.jsonl")}
     settings = {**CONFIG.model_dump(), "kind": "evaluate_model", "model": "base", "held_out": source, "chunk": chunk}
     folder = StageFolder(tmp_path / name)
@@ -239,7 +240,7 @@ def test_stages_from_models_to_summary(tmp_path, monkeypatch):
     _, first = stage(tmp_path, monkeypatch, "a", answers, chunk=1)
     assert [(line.step, line.of) for line in journal.read(first.journal)] == [(1, 3), (2, 3), (3, 3)]
 
-    better = {**answers, (ids[2], 0): "<think>1</think><answer>2</answer>"}
+    better = {**answers, (ids[2], 0): "<think>1</think><answer>1</answer>"}
     _, second = stage(tmp_path, monkeypatch, "b", better)
     config = SummaryConfig(kind="summary", reports={"base": "e.base", "zero": "e.zero"})
     inputs = {"reports.base": first.output("report"), "reports.zero": second.output("report")}
@@ -254,8 +255,8 @@ def test_stages_from_models_to_summary(tmp_path, monkeypatch):
     assert (pair["difference"], pair["stderr"], pair["problems"]) == (pytest.approx(1 / 6), pytest.approx(1 / 6), 3)
     assert done.metrics["zero/accuracy"] == pytest.approx(4 / 6)
     text = (folder.output("report") / "summary.md").read_text()
-    assert "| base | 50.0 % ± 28.9 | 50.0 % | 27.2 | 66.7 % | 75.0 % | 16.7 % |" in text
-    assert "| zero - base | +16.7 ± 16.7 |" in text
+    assert "| base | 50.0 % ± 28.9 | 66.7 % | 50.0 % | 27.2 | 66.7 % | 75.0 % | 16.7 % |" in text
+    assert "| zero - base | +16.7 ± 16.7 | +16.7 ± 16.7 |" in text
 
 
 def test_an_evaluation_becomes_a_stage_per_model_and_a_summary():
