@@ -22,7 +22,7 @@ from tests.bench.measure import Bench, table
 from tests.bench.processes import processes
 from tests.bench.rollout import rollout_64, rollout_spread
 from tests.bench.sides import SideFailed, Spec, once
-from tests.bench.step import one_step_off, step, step_256, step_inner, step_toy
+from tests.bench.step import one_step_off, step, step_256, step_inner, step_ppo, step_toy
 from tests.bench.update import update, update_toy
 
 COMPARISONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -31,6 +31,7 @@ COMPARISONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "step-inner": step_inner,
     "step-toy": step_toy,
     "one-step-off": one_step_off,
+    "step-ppo": step_ppo,
     "rollout-64": rollout_64,
     "rollout-spread": rollout_spread,
     "update": update,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.scorer import TokenScorer
+from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.grpo.ahead import Ahead
 from stages.grpo.collect import Collected, Scene, collect
 from stages.grpo.prepare import prepare
@@ -90,7 +90,11 @@ class Stepper:
         """`asked`: the problems, in the order of their steps; `forced`: whether every answer has all `tokens`."""
         model, tokenizer = load(folder)
         self.settings = GRPO(lr=LR, kl=settings.pop("kl", 0.0), questions=questions, samples=samples, **settings)
-        self.policy = Engine(TokenScorer(model), self.settings, "zero0", "cpu")
+        ppo, shared = self.settings.algorithm == "ppo", self.settings.critic.model == "shared"
+        scorer = TokenValueScorer if ppo and shared else TokenScorer
+        self.policy = Engine(scorer(model), self.settings, "zero0", "cpu")
+        own = ppo and not shared
+        self.critic = Engine(ValueScorer(load(folder)[0]), self.settings, "zero0", "cpu") if own else None
         self.reference = Reference(load(folder)[0], self.policy.device) if self.settings.kl else None
         self.tokens = tokens
         engine = endless if forced else TorchRollout
@@ -111,7 +115,8 @@ class Stepper:
         """Take a step; returns how many tokens and samples it had."""
         collected = self._collected()
         self.position, self.step_number = collected.position, self.step_number + 1
-        train(self.policy, collected.groups, self.settings, self.tokens, self.step_number, self.reference)
+        others = {"reference": self.reference, "critic": self.critic}
+        train(self.policy, collected.groups, self.settings, self.tokens, self.step_number, **others)
         episodes = [episode for group in collected.groups for episode in group.episodes]
         return {"tokens": sum(len(e.completion_ids) for e in episodes), "samples": len(episodes)}
 
@@ -136,12 +141,19 @@ class Stepper:
 
 
 def train(
-    policy: Engine, groups: Sequence[Group], settings: GRPO, tokens: int, step: int, reference: Reference | None = None
+    policy: Engine,
+    groups: Sequence[Group],
+    settings: GRPO,
+    tokens: int,
+    step: int,
+    *,
+    critic: Engine | None = None,
+    **more: Any,
 ) -> None:
-    """Prepare a rollout's minibatches and update on each."""
-    prepared = prepare(groups, settings, policy, seed=0, step=step, temperature=1.0, max_tokens=tokens, reference=reference)
-    for batch in prepared.minibatches:
-        update(policy, batch, settings, lr=LR, temperature=1.0)
+    """Prepare a rollout's minibatches and update on each, the value model too. `more`: goes on to `prepare`."""
+    more |= {"seed": 0, "step": step, "temperature": 1.0, "max_tokens": tokens, "critic": critic}
+    for batch in prepare(groups, settings, policy, **more).minibatches:
+        update(policy, batch, settings, lr=LR, temperature=1.0, critic=critic)
 
 
 def policy_of(model: Any) -> tuple[Engine, GRPO]:

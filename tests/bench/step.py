@@ -50,6 +50,18 @@ def one_step_off(bench: Bench) -> dict[str, Any]:
     return bench.compare("one-step-off", what, ahead, {"on-policy": Spec("step", "ours", options)})
 
 
+def step_ppo(bench: Bench) -> dict[str, Any]:
+    """What a value model costs: a step of GRPO against one of PPO, whose value model is its own or a head on the policy."""
+    options = {"questions": 2, "samples": bench.size(8, 4), "tokens": bench.size(64, 8), "forced": True, "steps": 1}
+    options |= {"model": str(bench.model), "problems": str(bench.problems)}
+    what = f"{options['questions']} problems × {options['samples']} samples × {options['tokens']} tokens, β 0, GRPO / PPO"
+    peers = {
+        name: Spec("step", "ours", {**options, "algorithm": "ppo", "critic": {"model": model}})
+        for name, model in (("PPO", "own"), ("PPO with a shared head", "shared"))
+    }
+    return bench.compare("step-ppo", what, Spec("step", "ours", options), peers)
+
+
 def _language(bench: Bench, name: str, tokens: int, checkpointing: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     sizes = {"questions": 2, "samples": bench.size(8, 4), "tokens": bench.size(tokens, 8)}
     place = {"model": str(bench.model), "problems": str(bench.problems)}
@@ -74,6 +86,7 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
     from tests.bench.ours import Stepper
 
     known = ("questions", "samples", "tokens", "forced", "minibatches", "kl", "packing", "one_step_off")
+    known += ("algorithm", "critic")
     taken = {key: options[key] for key in known if key in options}
     asked = questions(options["problems"], options["questions"] * ROUNDS_AHEAD)
     stepper = Stepper(options["model"], asked, **taken)

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["step", "rollout-64", "update"]
+NAMES = ["step", "step-ppo", "rollout-64", "update"]
 
 
 def test_quick_bench(tmp_path):
@@ -29,7 +29,7 @@ def test_quick_bench(tmp_path):
             assert side["seconds"]["least"] > 0
         for found in result["against"].values():
             assert found["ratio"]["least"] <= found["ratio"]["median"] <= found["ratio"]["most"]
-    step, _, update = document["comparisons"]
+    step, _, _, update = document["comparisons"]
     assert "TRL" in step["against"]
     assert update["found"]["largest relative gradient difference"] < 1e-4
     assert update["found"]["share of the matrix-product peak"] > 0
