@@ -133,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--only", metavar="VARIANT", action="append", default=[], help="only this variant (repeatable)")
     report = command("report", "Make a run's page again, report.html in its folder.", place)
     report.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
+    report.add_argument(
+        "--figure", metavar="FILE", help="also the learning curves of its training stages in one figure, as PNG"
+    )
     _servers(command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place))
     command("down", "Stop the servers of `r1 up`.", place)
     deploy = command("deploy", "Register a schedule for a recipe with Prefect.", tries)

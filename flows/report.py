@@ -13,16 +13,27 @@ from stages.store.errors import ExitStatus, UserError
 
 def report(options: argparse.Namespace) -> Answer:
     """`r1 report`: make a run's page from what is on disk now."""
+    from stages.report.facts import read_run
+    from stages.report.figure import write_own_figure
     from stages.report.page import write_page
 
     record = RunRecord.open(runs_of(options).pipeline(options.run))
     record.results()  # nothing is shown that is not what its manifest says
     content = {**record.content, "status": record.status()}
     path, faults = write_page(record.folder, content, _needs(record))
+    figure = Path(options.figure).absolute() if options.figure else None
+    if figure and not write_own_figure(read_run(record.folder), figure):
+        raise UserError("has no training stage with curves", where=record.name, mend="leave --figure out")
     if not options.json:
-        print(path)
+        print(path, *([figure] if figure else []), sep="\n")
         print("".join(f"r1: not shown: {fault}\n" for fault in faults), end="")
-    return ExitStatus.DONE, {"run": record.name, "report": str(path), "bytes": path.stat().st_size, "not_shown": faults}
+    return ExitStatus.DONE, {
+        "run": record.name,
+        "report": str(path),
+        "bytes": path.stat().st_size,
+        "not_shown": faults,
+        "figure": str(figure) if figure else None,
+    }
 
 
 def page_at_end(record: RunRecord, status: str, error: str | None, note: Callable[[str], None]) -> Path | None:

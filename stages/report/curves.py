@@ -148,7 +148,7 @@ COMPARED: Mapping[str, str] = {
 
 
 def shared_panels(journals: Mapping[str, Sequence[Line]]) -> list[Panel]:
-    """The panels in which runs are compared: one per metric, one curve per run (run -> its journal of one stage)."""
+    """The panels in which runs (or a run's stages) are compared: one per metric, one curve per name (name -> its journal)."""
     panels = []
     for metric, label in COMPARED.items():
         found = [curve(lines, metric, run, number) for number, (run, lines) in enumerate(journals.items())]

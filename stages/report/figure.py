@@ -1,4 +1,4 @@
-"""The learning curves of several runs in one figure: a block for each training stage that they share by name."""
+"""Learning curves in one figure: of several runs, a block for each training stage they share; of one run, its stages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,17 +27,27 @@ def compared(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
 
 
 def write_figure(runs: Sequence[Run], path: Path) -> bool:
-    """Write the figure as PNG, whole; returns whether there was anything to draw.
+    """Write the figure of several runs as PNG, whole; returns whether there was anything to draw.
 
     Raises UserError when it cannot be written.
     """
+    return _write(compared(runs), [run.name for run in runs], path)
+
+
+def write_own_figure(run: Run, path: Path) -> bool:
+    """Write the figure of one run, a line for each training stage; otherwise as `write_figure`."""
+    journals = {stage.name: stage.lines for stage in run.stages if stage.trained}
+    panels = shared_panels(journals)
+    return _write([(run.content["name"], panels)] if panels else [], list(journals), path)
+
+
+def _write(blocks: list[tuple[str, list[Panel]]], names: list[str], path: Path) -> bool:
     from stages.report.drawing import png
 
-    blocks = compared(runs)
     if not blocks:
         return False
     try:
-        write_bytes(path, png(blocks, [run.name for run in runs]))
+        write_bytes(path, png(blocks, names))
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=str(path), mend="name another with --figure") from error
     return True

@@ -7,7 +7,7 @@ from PIL import Image
 
 from stages.report.differences import differences
 from stages.report.facts import read_run
-from stages.report.figure import compared, write_figure
+from stages.report.figure import compared, write_figure, write_own_figure
 from stages.store.errors import UserError
 from stages.store.files import write_json
 from tests.unit.report_material import MadeRun, journal
@@ -62,6 +62,21 @@ def test_the_figure_has_a_colour_for_each_run_in_every_panel(tmp_path: Path) -> 
     assert colours is not None
     there = {colour for _, colour in colours}
     assert {(0x2F, 0x6D, 0xB3), (0xC8, 0x62, 0x2A), (0x3D, 0x8F, 0x5F)} <= there
+
+
+def test_the_figure_of_one_run_has_a_line_for_each_training_stage(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "runs")
+    journal(made.stage("two", "sft"), 4, {"train/loss": 1.0, "eval/loss": 2.0})
+    run, path = read_run(made.write()), tmp_path / "figure.png"
+    assert write_own_figure(run, path)
+    with Image.open(path) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
+    trained = [stage.name for stage in run.stages if stage.trained]
+    assert trained == ["base", "zero", "two"]
+    assert {(0x2F, 0x6D, 0xB3), (0xC8, 0x62, 0x2A), (0x3D, 0x8F, 0x5F)} <= colours
+    run.stages = [stage for stage in run.stages if not stage.trained]
+    assert not write_own_figure(run, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_runs_without_a_shared_stage_have_no_figure(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def test_every_shipped_config_loads(path, tmp_path):
     # A recipe names no model, and shipped problems lie with the user: both are put in here.
     overrides = PROBLEMS if path in RECIPES or "gsm8k" in path or "mawps" in path else []
     if "mawps" in path:
-        overrides = [*overrides, "stages.evaluation.held_out={source: toy, count: 5, split: held_out}"]
+        own = ("stages.evaluation.held_out", "stages.second_test.held_out")
+        overrides = [*overrides, *(f"{key}={{source: toy, count: 5, split: held_out}}" for key in own)]
     if path in RECIPES:
         models = ["base", "small_base"] if "full" in path else ["base"]
         overrides = [*overrides, *(f"stages.{name}.path={tmp_path}" for name in models)]
@@ -38,16 +39,19 @@ def test_every_shipped_config_loads(path, tmp_path):
 def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name, tmp_path):
     data = tmp_path / "mawps.jsonl"
     data.write_text("{}")
-    paths = ["shared.problems", "shared.held_out", "stages.evaluation.held_out"] if "mawps" in name else []
+    mawps = "mawps" in name
+    own = ["shared.problems", "shared.held_out", "stages.evaluation.held_out", "stages.second_test.held_out"]
+    paths = own if mawps else []
     recipe = load_recipe(ROOT / f"configs/{name}.yaml", [f"{key}.path={data}" for key in paths])
     zero, control, measured = (recipe.stages[n] for n in ("zero", "format_only", "evaluation.zero"))
     assert (control.rewards.accuracy, control.rewards.format) == (0, 1)
     assert control.model_copy(update={"rewards": zero.rewards}) == zero, "the control differs in what is rewarded alone"
     assert len({s.model_dump_json() for s in (zero.problems, zero.held_out, measured.held_out)}) == 3
-    assert zero.decontaminate.against == (measured.held_out,)
-    assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (4, 16, 1e-5, 0, 4)
+    second = [recipe.stages["second_test.zero"].held_out] if mawps else []
+    assert zero.decontaminate.against == (measured.held_out, *second)
+    assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (8, 16, 1.5e-5, 0, 4)
     assert len(zero.template.examples) == 3 and zero.template.open_thinking
-    if "mawps" in name:
+    if mawps:
         cuts = [(s.offset, s.limit) for s in (zero.problems, zero.held_out, measured.held_out)]
         assert cuts == [(0, 361), (361, 40), (401, 160)], "no problem is in two of them"
 
