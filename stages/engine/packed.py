@@ -1,10 +1,13 @@
-"""Packed texts: what a model is trained on, without padding, and without computing a prompt twice that several answers share.
+"""Packed texts: what a model is trained on, without padding, and without computing twice what several answers share.
 
-A micro-batch is one line of tokens. Neighbours with the same prompt share it: the prompt stands once, its answers follow. Every
+A micro-batch is one line of tokens. Neighbours with the same prompt share it: the prompt stands once, its answers follow. Of
+neighbours that are the same token for token the first alone is computed (a policy that has grown sure of itself gives many of
+its group's answers twice); what is found of it counts for each, so losses and gradients are those of all of them. Every
 token has its position in its own text; which tokens see which is the `Layout`'s business (attention.py). An answer's last token
 predicts nothing and is never computed. `alone` packs the same texts one at a time: the plain reference that tests compare with.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,7 +37,7 @@ class Text:
 
 @dataclass
 class Packed:
-    """A micro-batch: T tokens, of which N predicted ones are looked at, in the order of `owner`."""
+    """A micro-batch: T tokens and N predicted ones, in the order of `owner`, of which D are distinct."""
 
     tokens: Tensor
     """(T,) token ids."""
@@ -43,9 +46,11 @@ class Packed:
     layout: Layout
     """Which tokens see which."""
     predictor: Tensor
-    """(N,) index of the token whose output predicts."""
+    """(D,) index of the token whose output predicts."""
     targets: Tensor
-    """(N,) the token predicted."""
+    """(D,) the token predicted."""
+    spread: Tensor | None
+    """(N,) which of the distinct ones each predicted token is; None when all are distinct."""
     owner: Tensor
     """(N,) number of the text the predicted token belongs to."""
     longest: int
@@ -58,6 +63,10 @@ class Packed:
         """Tokens computed."""
         return len(self.tokens)
 
+    def each(self, found: Tensor) -> Tensor:
+        """(D, …) what was found of the distinct predicted tokens as (N, …), one of each."""
+        return found if self.spread is None else found.index_select(0, self.spread)
+
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
         return Packed(
@@ -66,6 +75,7 @@ class Packed:
             self.layout.to(device),
             self.predictor.to(device),
             self.targets.to(device),
+            None if self.spread is None else self.spread.to(device),
             self.owner.to(device),
             self.longest,
             self.chunks,
@@ -82,16 +92,23 @@ class _Group:
 
 
 def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
-    """One micro-batch of texts, the n-th of which is number `owners[n]`. Neighbours with the same prompt share it."""
+    """One micro-batch of texts, the n-th of which is number `owners[n]`. Neighbours share what the head of this file says."""
     tokens: list[int] = []
     positions: list[int] = []
     predictor: list[int] = []
+    targets: list[int] = []
+    spread: list[int] = []
     groups: list[_Group] = []
-    prompt: Sequence[int] | None = None
+    before: Text | None = None
     for text in texts:
         assert len(text.prompt) > 0 and len(text.completion) > 0, "a prompt and a completion have at least one token each"
-        if prompt is None or not _same(prompt, text.prompt):
-            prompt = text.prompt
+        shared = before is not None and _same(before.prompt, text.prompt)
+        again = shared and before is not None and _same(before.completion, text.completion)
+        before, prompt = text, text.prompt
+        if again:
+            spread.extend(range(len(targets) - len(text.completion), len(targets)))
+            continue
+        if not shared:
             groups.append(_Group(range(len(tokens), len(tokens) + len(prompt))))
             tokens.extend(prompt)
             positions.extend(range(len(prompt)))
@@ -99,6 +116,8 @@ def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
         if computed:
             groups[-1].answers.append(range(first, first + computed))
         predictor.extend([groups[-1].prompt[-1], *range(first, first + computed)])
+        spread.extend(range(len(targets), len(targets) + len(text.completion)))
+        targets.extend(text.completion)
         tokens.extend(text.completion[:-1])
         positions.extend(range(len(prompt), len(prompt) + computed))
     return Packed(
@@ -106,7 +125,8 @@ def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
         positions=torch.tensor(positions),
         layout=_layout(groups, len(tokens)),
         predictor=torch.tensor(predictor),
-        targets=torch.tensor([token for text in texts for token in text.completion]),
+        targets=torch.tensor(targets),
+        spread=torch.tensor(spread) if len(spread) > len(targets) else None,
         owner=torch.tensor([n for n, text in zip(owners, texts, strict=True) for _ in text.completion]),
         longest=max(positions) + 1,
     )
@@ -197,15 +217,34 @@ def _of_like_length(texts: list[list[int]]) -> Iterator[list[list[int]]]:
 def micro_batches(texts: Sequence[Text], tokens: int, rank: int = 0, world_size: int = 1) -> list[Packed]:
     """Cut out this rank's micro-batches, of about `tokens` tokens at most; `owner` counts `texts`.
 
-    All texts in their order are cut into parts of like size, equally many for every rank. A prompt whose answers are cut
-    apart is computed in both parts, which is counted. With fewer texts than ranks some ranks get none.
+    All texts in their order, but the same ones of a prompt side by side, are cut into parts of like size, equally many for
+    every rank. What is shared by texts that are cut apart is computed in both parts, which is counted. With fewer texts than
+    ranks some ranks get none.
     """
-    own, prompts = [len(text.completion) - 1 for text in texts], [len(text.prompt) for text in texts]
-    shares = [index > 0 and _same(texts[index - 1].prompt, text.prompt) for index, text in enumerate(texts)]
+    order = _same_together(texts)
+    line = [texts[number] for number in order]
+    own, prompts = [len(text.completion) - 1 for text in line], [len(text.prompt) for text in line]
+    shares = [index > 0 and _same(line[index - 1].prompt, text.prompt) for index, text in enumerate(line)]
+    for index, text in enumerate(line):
+        if shares[index] and _same(line[index - 1].completion, text.completion):
+            # The same as the one before it: takes nothing behind it, and all of it where a part begins with it.
+            own[index], prompts[index] = 0, prompts[index] + own[index]
     total = sum(own) + sum(size for size, shared in zip(prompts, shares, strict=True) if not shared)
     count = -(-max(1, -(-total // tokens)) // world_size) * world_size
     mine = even_parts(own, prompts, shares, count)[rank::world_size]
-    return [pack([texts[i] for i in part], part) for part in mine if part]
+    return [pack([line[i] for i in part], [order[i] for i in part]) for part in mine if part]
+
+
+def _same_together(texts: Sequence[Text]) -> list[int]:
+    """Numbers of the texts in their order, but those that are the same as an earlier one with its prompt right behind it."""
+    order: list[int] = []
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for number, text in enumerate(texts):
+        if number and not _same(texts[number - 1].prompt, text.prompt):
+            order.extend(itertools.chain(*copies.values()))
+            copies = {}
+        copies.setdefault(tuple(text.completion), []).append(number)
+    return [*order, *itertools.chain(*copies.values())]
 
 
 def alone(texts: Sequence[Text]) -> list[Packed]:

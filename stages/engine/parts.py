@@ -1,4 +1,4 @@
-"""Cutting a line of texts into parts of like size, where a prompt whose answers are cut apart counts in both parts."""
+"""Cutting a line of texts into parts of like size, where what is shared by texts that are cut apart counts in both parts."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 def even_parts(own: Sequence[int], prompts: Sequence[int], shares: Sequence[bool], parts: int) -> list[range]:
     """Cut n texts into `parts` ranges, the largest as small as can be, the others near their average; empty where n < parts.
 
-    own: (n,) what each text takes by itself; prompts: (n,) what its prompt takes; shares: (n,) whether it has the prompt of the
-    text before it, and needs it no more where that one is in the same part.
+    own: (n,) what each text takes by itself; prompts: (n,) what it takes besides, its prompt; shares: (n,) whether the text
+    before it has what it takes besides, so that it needs only its own where that one is in the same part.
     """
     count = len(own)
     rest = [0]  # what a part takes that begins with a text and goes on to the last
     for index in reversed(range(count)):
         again = index + 1 < count and shares[index + 1]
-        rest.append(rest[-1] + own[index] + (0 if again else prompts[index]))
+        rest.append(rest[-1] + own[index] + prompts[index] - (prompts[index + 1] if again else 0))
     rest.reverse()
 
     low, high = max((a + b for a, b in zip(own, prompts, strict=True)), default=0), rest[0]
@@ -55,9 +55,9 @@ def _reach(own: Sequence[int], prompts: Sequence[int], shares: Sequence[bool], m
                 break
             cost, end = cost + more, end + 1
         found.append(end)
-        cost -= own[start]
-        if start + 1 < end and not shares[start + 1]:
-            cost -= prompts[start]
+        cost -= own[start] + prompts[start]
+        if start + 1 < end and shares[start + 1]:
+            cost += prompts[start + 1]
     return found
 
 

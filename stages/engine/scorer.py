@@ -60,7 +60,7 @@ class Scorer(nn.Module):
         self._recomputed = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def hidden(self, packed: Packed) -> Tensor:
-        """(N, hidden) the decoder's output at the token before each predicted one.
+        """(D, hidden) the decoder's output at the token before each distinct predicted one.
 
         Raises UserError for a text longer than the model's window (packed texts know no sliding windows).
         """
@@ -84,7 +84,7 @@ class Scorer(nn.Module):
         return output.last_hidden_state[0].index_select(0, packed.predictor)  # type: ignore[no-any-return]
 
     def likelihoods(self, hidden: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each predicted token, (N,) float32 each, from the `hidden` of `packed`."""
+        """Log-probability and entropy of each distinct predicted token, (D,) float32 each, from the `hidden` of `packed`."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
 
         def chunk(part: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,8 @@ class TokenScorer(Scorer):
         Returns two float32 tensors of shape (N,); entropy (in nats) carries no gradient.
         Raises UserError for a text longer than the model's window.
         """
-        return self.likelihoods(self.hidden(packed), packed, temperature)
+        logp, entropy = self.likelihoods(self.hidden(packed), packed, temperature)
+        return packed.each(logp), packed.each(entropy)
 
 
 class ValueScorer(Scorer):
@@ -121,7 +122,7 @@ class ValueScorer(Scorer):
 
     def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:  # noqa: ARG002  as TokenScorer's
         """(N,) float32: the value of what stands before each predicted token."""
-        return (self.head(self.hidden(packed)).float().squeeze(-1),)
+        return (packed.each(self.head(self.hidden(packed)).float().squeeze(-1)),)
 
 
 class TokenValueScorer(TokenScorer):
@@ -134,7 +135,8 @@ class TokenValueScorer(TokenScorer):
     def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
         """Log-probability, entropy and value: as TokenScorer's and ValueScorer's together."""
         hidden = self.hidden(packed)
-        return *self.likelihoods(hidden, packed, temperature), self.head(hidden).float().squeeze(-1)
+        said = *self.likelihoods(hidden, packed, temperature), self.head(hidden).float().squeeze(-1)
+        return tuple(packed.each(part) for part in said)
 
 
 def value_head(model: nn.Module) -> nn.Linear:

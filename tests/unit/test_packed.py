@@ -9,7 +9,7 @@ import torch
 from stages.engine import attention, token_logp
 from stages.engine.attention import Family
 from stages.engine.packed import Text, alone, micro_batches, pack
-from stages.engine.scorer import TokenScorer
+from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
@@ -36,6 +36,14 @@ def grid():
     ]
 
 
+def copies():
+    """Answers that are the same token for token, side by side and apart; the same behind another prompt."""
+    first, second = [[5, 6, 7, 8], [9, 3]]
+    long, short = [4, 4, 2, 1], [3]
+    answers = [(first, long), (first, short), (first, long), (first, [4, 4, 2]), (first, short), (first, long)]
+    return [Text(p, a) for p, a in [*answers, (second, long), (second, long), (second, [7, 7]), (first, long)]]
+
+
 def plain_logp(model, text, temperature=1.0):
     """Log-probabilities of the completion by transformers' forward pass over one unpadded sequence."""
     ids = torch.tensor([[*text.prompt, *text.completion]])
@@ -52,7 +60,7 @@ def flat_gradient(model):
 @pytest.mark.parametrize("work", ["joined", "masked"])
 @pytest.mark.parametrize("micro", [1, 20, 50, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("items", [texts(), grid()], ids=["texts", "grid"])
+@pytest.mark.parametrize("items", [texts(), grid(), copies()], ids=["texts", "grid", "copies"])
 def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, temperature, items, monkeypatch):
     # The model's pad id (0) is a token of the texts: its embedding must learn too.
     model = tiny_llama()
@@ -204,6 +212,33 @@ def test_a_prompt_stands_once_for_its_answers_and_the_last_token_is_not_computed
     assert packed.layout.empty.tolist() == [5]
 
 
+def test_the_same_answer_to_a_prompt_stands_once_and_counts_for_each():
+    packed = pack([Text([5, 6], [7, 8]), Text([5, 6], [7, 8]), Text([5, 6], [9, 8]), Text([5], [9, 8])], [2, 0, 1, 3])
+    assert packed.tokens.tolist() == [5, 6, 7, 9, 5, 9]
+    assert packed.predictor.tolist() == [1, 2, 1, 3, 4, 5]
+    assert packed.targets.tolist() == [7, 8, 9, 8, 9, 8]
+    assert packed.spread.tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert packed.owner.tolist() == [2, 2, 0, 0, 1, 1, 3, 3]
+    assert pack(texts(), range(7)).spread is None
+    # Copies are brought together: of ten answers six are computed, in one part; cut apart, both parts compute theirs.
+    (whole,) = micro_batches(copies(), 1000)
+    assert whole.owner.unique_consecutive().tolist() == [0, 2, 5, 1, 4, 3, 6, 7, 8, 9]
+    assert whole.size == (4 + 3 + 0 + 2) + (2 + 3 + 1) + (4 + 3)
+    (first,), (second,) = [micro_batches([Text([3], [7] * 11)] * 3, 1000, rank, 2) for rank in range(2)]
+    assert (first.size, second.size) == (11, 11)
+
+
+@pytest.mark.parametrize("scorer", [ValueScorer, TokenValueScorer])
+def test_what_is_said_of_a_copy_is_what_is_said_of_the_first(scorer):
+    model = scorer(tiny_llama())
+    torch.nn.init.normal_(model.head.weight)
+    plain = [model(packed) for packed in alone(copies())]
+    for packed in micro_batches(copies(), 12):
+        numbers = packed.owner.unique_consecutive().tolist()
+        for found, *expected in zip(model(packed), *(plain[n] for n in numbers), strict=True):
+            torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-6)
+
+
 def test_answers_of_unlike_length_stand_in_blocks_of_their_own():
     # Two prompts of one token; computed tokens of their answers: 8, 1, 4, 2 and 3, 6, 2, 1.
     some = [Text([p], [7] * (n + 1)) for p, lengths in ((5, (8, 1, 4, 2)), (6, (3, 6, 2, 1))) for n in lengths]
@@ -217,13 +252,13 @@ def test_answers_of_unlike_length_stand_in_blocks_of_their_own():
 
 def test_prompts_of_like_length_stand_together_and_a_lacking_answer_is_empty():
     # A prompt of four tokens with four answers, one of three with three; two tokens of each answer are computed.
-    layout = pack([Text([p] * n, [7] * 3) for p, n in ((5, 4), (6, 3)) for _ in range(n)], range(7)).layout
+    layout = pack([Text([p] * n, [7, 7, last]) for p, n in ((5, 4), (6, 3)) for last in range(n)], range(7)).layout
     assert layout.families == [Family(2, 4, ((4, 2),))]
     assert layout.families[0].hidden.tolist() == [[False] * 4, [False, False, False, True]]
     assert layout.empty.tolist() == [7, 22, 23]
     # Two tokens are less than three quarters of three, two answers less than three quarters of three.
     for prompt, count in ((2, 3), (3, 2)):
-        some = [*[Text([5] * 3, [7] * 3)] * 3, *[Text([6] * prompt, [7] * 3)] * count]
+        some = [Text([p] * n, [7, 7, last]) for p, n, answers in ((5, 3, 3), (6, prompt, count)) for last in range(answers)]
         families = pack(some, range(len(some))).layout.families
         assert families == [Family(1, 3, ((3, 2),)), Family(1, prompt, ((count, 2),))]
         assert [family.hidden for family in families] == [None, None]
@@ -260,23 +295,25 @@ def test_entropy_of_a_uniform_distribution():
 
 def test_a_cut_between_prompts_is_better_than_one_that_computes_a_prompt_twice():
     # Four prompts of 100 tokens with four answers of 10 to 13; ranks would cut answers from two of them if prompts were free.
-    items = [Text([number] * 100, [7] * (11 + number)) for number in range(4) for _ in range(4)]
+    items = [Text([number] * 100, [*[7] * (10 + number), last]) for number in range(4) for last in range(4)]
     shares = [micro_batches(items, 160, rank, 2) for rank in range(2)]
     assert [[packed.owner.unique().tolist() for packed in share] for share in shares] == [
         [[0, 1, 2, 3], [8, 9, 10, 11]],
         [[4, 5, 6, 7], [12, 13, 14, 15]],
     ]
     # Short prompts are cheaper to compute twice than unequal parts: 30 tokens and two prompts of one token, in two parts.
-    (first,), (second,) = [micro_batches([Text([3], [7] * 11)] * 3, 1000, rank, 2) for rank in range(2)]
+    (first,), (second,) = [micro_batches([Text([3], [*[7] * 10, n]) for n in range(3)], 1000, rank, 2) for rank in range(2)]
     assert (first.size, second.size) in ((11, 21), (21, 11))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_largest_part_is_as_small_as_it_can_be(seed):
-    """Against the best of all cuts, found by trying every one."""
+    """Against the best of all cuts, found by trying every one; some answers are the same."""
     rng = random.Random(seed)
     items = [Text([number] * rng.randrange(1, 30), [7] * rng.randrange(2, 12)) for number in range(3) for _ in range(3)]
     items = [Text(items[n // 3 * 3].prompt, item.completion) for n, item in enumerate(items)]
+    (whole,) = micro_batches(items, 10_000)
+    items = [items[number] for number in whole.owner.unique_consecutive()]
 
     def size(cut):
         return pack([items[n] for n in cut], cut).size
