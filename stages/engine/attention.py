@@ -1,5 +1,8 @@
 """Attention over packed texts: a prompt's keys and values serve all answers behind it, and texts do not see each other.
 
+What all prompts begin with (instructions, worked examples) stands once: to it the rest of each prompt is what an answer is to
+its prompt, and an answer's prompt is both together.
+
 transformers hands every layer's queries, keys and values (T tokens in a line, no padding) to `packed_attention`, which spreads
 them over the places of a `Layout` and works family by family. An answer's token looks at the whole prompt (no mask, one product
 for all answers to it) and at its own answer's earlier tokens (causal, no mask either). On a CPU in float32 one compiled kernel
@@ -55,18 +58,20 @@ class Layout:
     """Where T packed tokens stand among P places; places behind the end of a shorter text are empty."""
 
     families: list[Family]
-    """Each has its prompts' places, then those of its answers, block by block."""
+    """Each has its prompts' places, then those of its answers, block by block; their prompts are without the prefix."""
     token: Tensor
     """(P,) the token at each place; 0 where it is empty."""
     place: Tensor
     """(T,) the place of each token."""
     empty: Tensor
     """(E,) places where no token is."""
+    prefix: int = 0
+    """Tokens that every prompt begins with; they have the first places."""
 
     def to(self, device: torch.device) -> "Layout":
         """The same on another device."""
         families = [f if f.hidden is None else replace(f, hidden=f.hidden.to(device)) for f in self.families]
-        return Layout(families, self.token.to(device), self.place.to(device), self.empty.to(device))
+        return Layout(families, self.token.to(device), self.place.to(device), self.empty.to(device), self.prefix)
 
 
 class _Spread(torch.autograd.Function):
@@ -160,15 +165,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     joined: by log-sum-exps (CPU), else with a mask.
     """
     # Split at once: the gradient of a slice is a whole array of zeros for each.
-    sizes = [size for family in layout.families for size in family.sizes]
+    sizes = [layout.prefix, *(size for family in layout.families for size in family.sizes)]
     parts = iter(zip(*(_Spread.apply(x, layout).split(sizes) for x in (query, key, value)), strict=True))
     work, found = _joined if joined else _masked, []
+    prefix_q, prefix_k, prefix_v = (x[None] for x in next(parts))
+    if layout.prefix:
+        found.append(_causal(prefix_q, prefix_k, prefix_v, scale).flatten(0, 1))
     for family in layout.families:
         q, k, v = (x.unflatten(0, (family.prompts, -1)) for x in next(parts))
-        found.append(_causal(q, k, v, scale).flatten(0, 1))
+        hidden = family.hidden
+        if layout.prefix:
+            found.append(work(q[None], k[None], v[None], prefix_k, prefix_v, None, scale).flatten(0, 2))
+            k, v = (torch.cat([x.expand(len(y), -1, -1, -1), y], 1) for x, y in ((prefix_k, k), (prefix_v, v)))
+            hidden = None if hidden is None else torch.nn.functional.pad(hidden, (layout.prefix, 0))
+        else:
+            found.append(_causal(q, k, v, scale).flatten(0, 1))
         for count, _ in family.blocks:
             own_q, own_k, own_v = (x.unflatten(0, (family.prompts, count, -1)) for x in next(parts))
-            found.append(work(own_q, own_k, own_v, k, v, family.hidden, scale).flatten(0, 2))
+            found.append(work(own_q, own_k, own_v, k, v, hidden, scale).flatten(0, 2))
     result: Tensor = _Collect.apply(torch.cat(found), layout)
     return result
 

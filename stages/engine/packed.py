@@ -1,10 +1,11 @@
 """Packed texts: what a model is trained on, without padding, and without computing twice what several answers share.
 
-A micro-batch is one line of tokens. Neighbours with the same prompt share it: the prompt stands once, its answers follow. Of
-neighbours that are the same token for token the first alone is computed (a policy that has grown sure of itself gives many of
-its group's answers twice); what is found of it counts for each, so losses and gradients are those of all of them. Every
-token has its position in its own text; which tokens see which is the `Layout`'s business (attention.py). An answer's last token
-predicts nothing and is never computed. `alone` packs the same texts one at a time: the plain reference that tests compare with.
+A micro-batch is one line of tokens. What all its prompts begin with stands once, at its head. Neighbours with the same prompt
+share the rest of it: it stands once, its answers follow. Of neighbours that are the same token for token the first alone is
+computed (a policy that has grown sure of itself gives many of its group's answers twice); what is found of it counts for each,
+so losses and gradients are those of all of them. Every token has its position in its own text; which tokens see which is the
+`Layout`'s business (attention.py). An answer's last token predicts nothing and is never computed. `alone` packs the same texts
+one at a time: the plain reference that tests compare with.
 """
 
 import itertools
@@ -22,6 +23,9 @@ FILLED = 0.75
 
 So are prompts, where one also has this share of another's answers.
 """
+
+LEAST_PREFIX = 16
+"""Tokens that all prompts must have in common before these are worked on apart from the rest."""
 
 ANSWERS_FILLED = 0.5
 """The same of answers to one prompt: more blocks of less filling are more calls."""
@@ -91,10 +95,13 @@ class _Group:
     """Those with tokens to compute."""
 
 
-def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
-    """One micro-batch of texts, the n-th of which is number `owners[n]`. Neighbours share what the head of this file says."""
-    tokens: list[int] = []
-    positions: list[int] = []
+def pack(texts: Sequence[Text], owners: Sequence[int], prefix: int = 0) -> Packed:
+    """One micro-batch of texts, the n-th of which is number `owners[n]`. Neighbours share what the head of this file says.
+
+    prefix: tokens that all prompts begin with, fewer than any of them has.
+    """
+    tokens: list[int] = list(texts[0].prompt[:prefix])
+    positions: list[int] = list(range(prefix))
     predictor: list[int] = []
     targets: list[int] = []
     spread: list[int] = []
@@ -109,9 +116,9 @@ def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
             spread.extend(range(len(targets) - len(text.completion), len(targets)))
             continue
         if not shared:
-            groups.append(_Group(range(len(tokens), len(tokens) + len(prompt))))
-            tokens.extend(prompt)
-            positions.extend(range(len(prompt)))
+            groups.append(_Group(range(len(tokens), len(tokens) + len(prompt) - prefix)))
+            tokens.extend(prompt[prefix:])
+            positions.extend(range(prefix, len(prompt)))
         first, computed = len(tokens), len(text.completion) - 1
         if computed:
             groups[-1].answers.append(range(first, first + computed))
@@ -123,7 +130,7 @@ def pack(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
     return Packed(
         tokens=torch.tensor(tokens),
         positions=torch.tensor(positions),
-        layout=_layout(groups, len(tokens)),
+        layout=_layout(groups, len(tokens), prefix),
         predictor=torch.tensor(predictor),
         targets=torch.tensor(targets),
         spread=torch.tensor(spread) if len(spread) > len(targets) else None,
@@ -136,21 +143,21 @@ def _same(one: Sequence[int], other: Sequence[int]) -> bool:
     return one is other or (len(one) == len(other) and list(one) == list(other))
 
 
-def _layout(groups: Sequence[_Group], tokens: int) -> Layout:
+def _layout(groups: Sequence[_Group], tokens: int, prefix: int) -> Layout:
     """Prompts of like length with about as many answers are a family, and so are texts alone of like length."""
     alone = [[*g.prompt, *(t for answer in g.answers for t in answer)] for g in groups if len(g.answers) < 2]
     families: list[Family] = []
-    places: list[int] = []  # -1: empty
+    places = list(range(prefix))  # -1: empty
 
     def put(line: Sequence[int], room: int) -> None:
         places.extend(line)
         places.extend([-1] * (room - len(line)))
 
-    for texts in _of_like_length(alone):
+    for texts in _of_like_length(alone, prefix):
         families.append(Family(len(texts), len(texts[0])))
         for text in texts:
             put(text, len(texts[0]))
-    for some in _alike([group for group in groups if len(group.answers) > 1]):
+    for some in _alike([group for group in groups if len(group.answers) > 1], prefix):
         lengths, most = [len(group.prompt) for group in some], max(len(group.answers) for group in some)
         for group in some:
             put(group.prompt, max(lengths))
@@ -167,15 +174,15 @@ def _layout(groups: Sequence[_Group], tokens: int) -> Layout:
     filled = (token >= 0).nonzero().flatten()
     place = torch.empty(tokens, dtype=torch.long)
     place[token[filled]] = filled
-    return Layout(families, token.clamp(min=0), place, (token < 0).nonzero().flatten())
+    return Layout(families, token.clamp(min=0), place, (token < 0).nonzero().flatten(), prefix)
 
 
-def _alike(groups: Iterable[_Group]) -> list[list[_Group]]:
-    """Groups that fill one family well enough."""
+def _alike(groups: Iterable[_Group], prefix: int) -> list[list[_Group]]:
+    """Groups that fill one family well enough, as what comes behind the prefix."""
     found: list[list[_Group]] = []
     for group in groups:
         for some in found:
-            if all(_filled([*some, group], size) for size in (lambda g: len(g.prompt), lambda g: len(g.answers))):
+            if all(_filled([*some, group], size) for size in (lambda g: prefix + len(g.prompt), lambda g: len(g.answers))):
                 some.append(group)
                 break
         else:
@@ -202,11 +209,11 @@ def _blocks(answers: Sequence[Sequence[range]]) -> Iterator[tuple[int, int, int]
             start = end
 
 
-def _of_like_length(texts: list[list[int]]) -> Iterator[list[list[int]]]:
-    """The texts, longest first, cut where they get much shorter."""
+def _of_like_length(texts: list[list[int]], prefix: int) -> Iterator[list[list[int]]]:
+    """The texts behind the prefix, longest first, cut where they get much shorter."""
     some: list[list[int]] = []
     for text in sorted(texts, key=len, reverse=True):
-        if some and len(text) < FILLED * len(some[0]):
+        if some and prefix + len(text) < FILLED * (prefix + len(some[0])):
             yield some
             some = []
         some.append(text)
@@ -223,16 +230,28 @@ def micro_batches(texts: Sequence[Text], tokens: int, rank: int = 0, world_size:
     """
     order = _same_together(texts)
     line = [texts[number] for number in order]
-    own, prompts = [len(text.completion) - 1 for text in line], [len(text.prompt) for text in line]
+    prefix = _shared_prefix(line, tokens)
+    own, prompts = [len(text.completion) - 1 for text in line], [len(text.prompt) - prefix for text in line]
     shares = [index > 0 and _same(line[index - 1].prompt, text.prompt) for index, text in enumerate(line)]
     for index, text in enumerate(line):
         if shares[index] and _same(line[index - 1].completion, text.completion):
             # The same as the one before it: takes nothing behind it, and all of it where a part begins with it.
             own[index], prompts[index] = 0, prompts[index] + own[index]
     total = sum(own) + sum(size for size, shared in zip(prompts, shares, strict=True) if not shared)
-    count = -(-max(1, -(-total // tokens)) // world_size) * world_size
+    count = -(-max(1, -(-total // (tokens - prefix))) // world_size) * world_size
     mine = even_parts(own, prompts, shares, count)[rank::world_size]
-    return [pack([line[i] for i in part], [order[i] for i in part]) for part in mine if part]
+    return [pack([line[i] for i in part], [order[i] for i in part], prefix) for part in mine if part]
+
+
+def _shared_prefix(texts: Sequence[Text], tokens: int) -> int:
+    """Tokens that all prompts begin with; 0 where they are too few to share, or half of a micro-batch."""
+    prompts = [text.prompt for index, text in enumerate(texts) if not index or not _same(texts[index - 1].prompt, text.prompt)]
+    if len(prompts) < 2:
+        return 0
+    first, length = prompts[0], min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        length = next((at for at in range(length) if prompt[at] != first[at]), length)
+    return length if LEAST_PREFIX <= length <= tokens // 2 else 0
 
 
 def _same_together(texts: Sequence[Text]) -> list[int]:

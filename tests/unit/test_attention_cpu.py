@@ -8,7 +8,7 @@ from stages.engine import attention, attention_cpu
 from stages.engine.packed import alone, micro_batches
 from stages.engine.scorer import TokenScorer
 from stages.kernels import build
-from tests.unit.test_packed import flat_gradient, grid, texts
+from tests.unit.test_packed import copies, flat_gradient, grid, prefixed, texts
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 # S, G, L, C, H, K, d; rows are worked on by six, keys by sixteen, and nothing here comes out even.
@@ -114,9 +114,9 @@ def model(seed=0):
 
 
 @needs_compiler
-@pytest.mark.parametrize("micro", [20, 10_000])
-def test_a_models_gradient_is_that_of_one_text_at_a_time_in_float64(micro, monkeypatch):
-    items = [*texts(), *grid()]
+@pytest.mark.parametrize("items", [[*texts(), *grid()], copies(), prefixed()], ids=["texts", "copies", "prefixed"])
+@pytest.mark.parametrize("micro", [20, 50, 10_000])
+def test_a_models_gradient_is_that_of_one_text_at_a_time_in_float64(micro, items, monkeypatch):
     weights = torch.linspace(-1, 1, len(items), dtype=torch.float64)
     calls = []
     run = attention_cpu._run

@@ -44,6 +44,20 @@ def copies():
     return [Text(p, a) for p, a in [*answers, (second, long), (second, long), (second, [7, 7]), (first, long)]]
 
 
+def prefixed():
+    """Prompts of unlike length that begin with the same twenty tokens: with several answers, with one, with copies of one."""
+    rng = random.Random(2)
+    head = [rng.randrange(32) for _ in range(20)]
+    ends = [[rng.randrange(32) for _ in range(n)] for n in (4, 1, 5, 9)]
+    counts = (3, 4, 1, 2)
+    several = [
+        Text([*head, *end], [rng.randrange(32) for _ in range(rng.randrange(1, 9))])
+        for end, count in zip(ends, counts, strict=True)
+        for _ in range(count)
+    ]
+    return [*several, *[Text([*head, 31, 2], [8, 7, 6])] * 2]
+
+
 def plain_logp(model, text, temperature=1.0):
     """Log-probabilities of the completion by transformers' forward pass over one unpadded sequence."""
     ids = torch.tensor([[*text.prompt, *text.completion]])
@@ -60,7 +74,7 @@ def flat_gradient(model):
 @pytest.mark.parametrize("work", ["joined", "masked"])
 @pytest.mark.parametrize("micro", [1, 20, 50, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("items", [texts(), grid(), copies()], ids=["texts", "grid", "copies"])
+@pytest.mark.parametrize("items", [texts(), grid(), copies(), prefixed()], ids=["texts", "grid", "copies", "prefixed"])
 def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, temperature, items, monkeypatch):
     # The model's pad id (0) is a token of the texts: its embedding must learn too.
     model = tiny_llama()
@@ -226,6 +240,27 @@ def test_the_same_answer_to_a_prompt_stands_once_and_counts_for_each():
     assert whole.size == (4 + 3 + 0 + 2) + (2 + 3 + 1) + (4 + 3)
     (first,), (second,) = [micro_batches([Text([3], [7] * 11)] * 3, 1000, rank, 2) for rank in range(2)]
     assert (first.size, second.size) == (11, 11)
+
+
+def test_what_all_prompts_begin_with_stands_once():
+    head = [*range(16)]
+    some = [Text([*head, 20, 21], [7, 8, 9]), Text([*head, 20, 21], [6, 5]), Text([*head, 22], [4, 3])]
+    (packed,) = micro_batches(some, 1000)
+    assert packed.tokens.tolist() == [*head, 20, 21, 7, 8, 6, 22, 4]
+    assert packed.positions.tolist() == [*range(16), 16, 17, 18, 19, 18, 16, 17]
+    assert packed.predictor.tolist() == [17, 18, 19, 17, 20, 21, 22]
+    assert packed.layout.prefix == 16
+    # One text alone behind the prefix, and one prompt of two tokens with two answers.
+    assert packed.layout.families == [Family(1, 2), Family(1, 2, ((2, 2),))]
+    assert packed.layout.token.tolist()[:16] == head
+    # Not where a prompt is nothing but what all begin with, where it is short, where it is half of a micro-batch, or of one.
+    less = [*some, Text(head, [4, 3])]
+    for items, tokens in ((less, 1000), ([Text(t.prompt[1:], t.completion) for t in some], 1000), (some, 31), (some[:2], 1000)):
+        assert all(packed.layout.prefix == 0 for packed in micro_batches(items, tokens))
+    # Three parts: each computes the sixteen.
+    found = [packed for rank in range(3) for packed in micro_batches(prefixed(), 45, rank, 3)]
+    assert [packed.layout.prefix for packed in found] == [20, 20, 20]
+    assert max(packed.size for packed in found) <= 45
 
 
 @pytest.mark.parametrize("scorer", [ValueScorer, TokenValueScorer])

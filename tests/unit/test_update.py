@@ -377,7 +377,7 @@ def test_sampler_and_trainer_agree_and_the_alarm_sees_what_is_broken(sampled, mo
 
     with monkeypatch.context() as broken:  # one long text: answers see each other
 
-        def together(_groups, tokens):
+        def together(_groups, tokens, _prefix):
             line = torch.arange(tokens)
             return Layout([Family(1, tokens)], line, line, line[:0])
 
