@@ -2,8 +2,8 @@
 
 Keys and values are held for at most `budget` tokens (one answer runs whatever it takes). Room for the answers' own tokens
 doubles when the longest needs it; where that would go over the budget, the youngest answers go back to wait and start again
-(the same random numbers, so the same answer). A finished row is computed along until an eighth of the rows have finished; then
-waiting answers take their places, or, when none wait, the last rows do.
+(the same random numbers, so the same answer). When an eighth of the rows have finished, waiting answers take their places.
+Answers that are the same so far are computed as one (lines.py).
 """
 
 from collections import deque
@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.rollout.lean import Cache, LeanDecoder, Prompts
+from stages.rollout.lean import Cache, LeanDecoder
+from stages.rollout.lines import Lines
 from stages.rollout.sampling import Choose
 from stages.store import heartbeat
 
 FIRST_ROOM = 64
 """Own tokens that an answer has room for at first."""
-PER_ROW = ("newest", "lengths", "counts", "limits", "alive", "ids", "logps", "numbers")
-"""What `_Rows` has of each row beside keys and values."""
+PER_ROW = ("line", "counts", "limits", "alive", "ids", "logps", "numbers")
+"""What `_Rows` has of each row."""
 AT_ONCE = 8192
 """Tokens of prompts that are prefilled at once."""
 
@@ -54,50 +55,25 @@ class _Prompt:
 
 
 class _Rows:
-    """The state of R rows."""
+    """The state of R rows, an answer each."""
 
-    def __init__(self, decoder: LeanDecoder, rows: int, room: int, limit: int) -> None:
-        """Empty rows, with place for `room` own tokens of at most `limit`."""
-        self._decoder, self._limit = decoder, limit
-        device = decoder.weight.device
-        self.own = decoder.cache(rows, room)
-        self.newest, self.lengths, self.counts, self.limits = (
-            torch.zeros(rows, dtype=torch.long, device=device) for _ in range(4)
-        )
-        """(R,) the newest token, how many tokens `own` has, how many were sampled, and how many may be."""
+    def __init__(self, rows: int, limit: int, device: torch.device) -> None:
+        """Empty rows, with place for at most `limit` tokens."""
+        self._limit = limit
+        self.line, self.counts, self.limits = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3))
+        """(R,) the line on which it is, how many tokens were sampled, and how many may be."""
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         """(R,) whether an answer is there that has not ended."""
         self.ids = torch.zeros(rows, limit, dtype=torch.long, device=device)
         self.logps, self.numbers = (torch.zeros(rows, limit, device=device) for _ in range(2))
         """(R, limit) log-probabilities of the tokens `ids`, and the random numbers they are drawn with."""
 
-    def close_ranks(self, living: list[int]) -> list[int]:
-        """Let the last living rows take the places of the dead, and forget what is behind; which row then is where."""
-        count, order = len(living), list(range(len(living)))
-        alive = set(living)
-        holes = [row for row in range(count) if row not in alive]
-        movers = [row for row in living if row >= count]
-        for hole, mover in zip(holes, movers, strict=True):
-            order[hole] = mover
-        if holes:
-            to, source = (torch.tensor(rows, device=self.ids.device) for rows in (holes, movers))
-            width = int(self.lengths.max())
-            for part in self.own.both.flatten(0, 1):  # (rows, K, C, d)
-                part[to, :, :width] = part[source, :, :width]
-            for name in PER_ROW:
-                getattr(self, name)[to] = getattr(self, name)[source]
+    def moved(self, kept: list[int], fresh: int) -> "_Rows":
+        """The kept rows, and `fresh` empty ones behind them."""
+        found = _Rows(len(kept) + fresh, self._limit, self.ids.device)
+        index = torch.tensor(kept, dtype=torch.long, device=self.ids.device)
         for name in PER_ROW:
-            setattr(self, name, getattr(self, name)[:count])
-        return order
-
-    def moved(self, kept: list[int], fresh: int, room: int) -> "_Rows":
-        """New memory with the kept rows, and `fresh` empty ones behind them."""
-        found = _Rows(self._decoder, len(kept) + fresh, room, self._limit)
-        if kept:
-            index, width = torch.tensor(kept, device=self.ids.device), int(self.lengths.max())
-            found.own.both[:, :, : len(kept), :, :width] = self.own.both[:, :, index, :, :width]
-            for name in PER_ROW:
-                getattr(found, name)[: len(kept)] = getattr(self, name)[index]
+            getattr(found, name)[: len(kept)] = getattr(self, name)[index]
         return found
 
 
@@ -116,8 +92,8 @@ class Flight:
         self._prefix, self._prefix_length = self._shared_prefix()
         self._answers: list[Answer | None] = []
         """Whose row it is; None where the answer has ended."""
-        self._rows = _Rows(decoder, 0, self._room, limit)
         self._device = decoder.weight.device
+        self._rows, self._lines = _Rows(0, limit, self._device), Lines(decoder, 0, self._room)
 
     def run(self) -> None:
         """Fill in every answer."""
@@ -131,22 +107,23 @@ class Flight:
     # --- one token ---
 
     def _step(self) -> None:
-        """One more token for every row; those that have ended are computed along and written nowhere."""
-        if int(self._rows.lengths.max()) >= self._room:
+        """One more token for every living row."""
+        if self._lines.longest >= self._room:
             self._widen()
-        width = int(self._rows.lengths.max()) + 1
-        logits = self._decoder.step(self._rows.newest, self._prompts, self._rows.own, self._rows.lengths, width)
-        self._rows.lengths += self._rows.alive
+        logits = self._lines.step(self._cache, self._prompt_lengths)
         living = self._rows.alive.nonzero().flatten()
-        self._write(living, logits if len(living) == len(logits) else logits[living])
+        living = living[self._rows.line[living].argsort(stable=True)]
+        lines = self._rows.line[living]
+        tokens = self._write(living, logits if len(living) == len(logits) else logits[lines])
+        left = self._rows.alive[living]
+        self._rows.line[living[left]] = self._lines.follow(lines[left], tokens[left])
 
-    def _write(self, rows: Tensor, logits: Tensor) -> None:
-        """Draw the next token of these living rows, and part from those that have come to their end."""
+    def _write(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Draw and return the next token of these living rows, and part from those that have come to their end."""
         counts = self._rows.counts[rows]
         chosen, logp = self._choose(logits.float(), self._rows.numbers[rows, counts])
         self._rows.ids[rows, counts], self._rows.logps[rows, counts] = chosen, logp
         self._rows.counts[rows] += 1
-        self._rows.newest[rows] = chosen
         stopped = self._ended(self._rows.ids[rows], self._rows.counts[rows])
         over = stopped | (self._rows.counts[rows] == self._rows.limits[rows])
         for row, by_itself in zip(rows[over].tolist(), stopped[over].tolist(), strict=True):
@@ -157,11 +134,12 @@ class Flight:
             self._answers[row] = None
             self._rows.alive[row] = False
             self._over(answer)
+        return chosen
 
     # --- who is in flight ---
 
     def _take_in(self) -> None:
-        """Seat waiting answers where rows have ended; when none wait, move the rest together."""
+        """Seat waiting answers where rows have ended; when none wait, forget those rows."""
         free = [number for number, row in enumerate(self._answers) if row is None]
         if not any(self._answers):
             self._resize([], self._fitting())
@@ -169,8 +147,8 @@ class Flight:
         elif not free:
             return
         elif not self._waiting:
-            order = self._rows.close_ranks([number for number, row in enumerate(self._answers) if row is not None])
-            self._answers = [self._answers[number] for number in order]
+            living = [number for number, row in enumerate(self._answers) if row is not None]
+            self._rows, self._answers = self._rows.moved(living, 0), [self._answers[number] for number in living]
             self._seat_prompts()
             return
         fresh: list[int] = []
@@ -181,14 +159,18 @@ class Flight:
             self._answers[row] = answer
             self._rows.limits[row] = len(answer.numbers)
             self._rows.numbers[row, : len(answer.numbers)] = answer.numbers.to(self._device)
-            self._rows.lengths[row], self._rows.counts[row], self._rows.alive[row] = 0, 0, True
+            self._rows.counts[row], self._rows.alive[row] = 0, True
             self._prefill_from(answer)
             fresh.append(row)
         if not fresh:
             return
+        asked = [seated.prompt for n in fresh if (seated := self._answers[n])]
+        number = {prompt: n for n, prompt in enumerate(dict.fromkeys(asked))}
+        rows, prompts = (torch.tensor(x, device=self._device) for x in (fresh, [number[prompt] for prompt in asked]))
+        tokens = self._write(rows, torch.stack([self._known[prompt].logits for prompt in asked]))
+        left = self._rows.alive[rows]
+        self._rows.line[rows[left]] = self._lines.begin(prompts[left], tokens[left])
         self._seat_prompts()
-        logits = torch.stack([self._known[a.prompt].logits for n in fresh if (a := self._answers[n])])
-        self._write(torch.tensor(fresh, device=self._device), logits)
 
     def _fitting(self) -> int:
         """How many of the waiting answers may fly at once."""
@@ -221,8 +203,11 @@ class Flight:
         self._seat_prompts()
 
     def _resize(self, kept: list[int], fresh: int) -> None:
-        self._rows = self._rows.moved(kept, fresh, self._room)
+        self._rows = self._rows.moved(kept, fresh)
         self._answers = [*(self._answers[number] for number in kept), *[None] * fresh]
+        lines = self._rows.line[: len(kept)]
+        self._rows.line[: len(kept)] = self._lines.follow(lines, self._lines.newest[lines])  # only the lines of those kept
+        self._lines = self._lines.moved(len(kept) + fresh, self._room)
 
     # --- prompts ---
 
@@ -254,7 +239,10 @@ class Flight:
             self._known[prompt] = _Prompt(own, logits[number].clone())
 
     def _seat_prompts(self) -> None:
-        """Put the prompts of all living rows side by side, and forget those that nobody needs any more."""
+        """Put the prompts of all living rows side by side, and forget those that nobody needs any more.
+
+        Every living row must have its line.
+        """
         wanted = {row.prompt for row in self._answers if row}
         still = wanted | {answer.prompt for answer in self._waiting}
         self._known = {prompt: known for prompt, known in self._known.items() if prompt in still}
@@ -267,8 +255,7 @@ class Flight:
             place = cache.both[:, :, n : n + 1, :, : len(prompt)]
             place.copy_(self._known[prompt].cache.both)
             self._known[prompt].cache = Cache(place)
-        self._prompts = Prompts(
-            cache,
-            torch.tensor([len(prompt) for prompt in flying], device=self._device),
-            torch.tensor([number[row.prompt] if row else 0 for row in self._answers], device=self._device),
-        )
+        self._cache = cache
+        self._prompt_lengths = torch.tensor([len(prompt) for prompt in flying], device=self._device)
+        prompts = torch.tensor([number[row.prompt] for row in self._answers if row], device=self._device)
+        self._lines.seat(self._rows.line[[row is not None for row in self._answers]], prompts)

@@ -8,7 +8,7 @@ of now; projections are not fused, for that would copy them for one per cent.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -64,23 +64,40 @@ class Prompts:
     of_row: Tensor
     """(R,) the prompt of each row."""
 
-    def __post_init__(self) -> None:
-        counts = torch.bincount(self.of_row, minlength=len(self.lengths))
-        self.group = int(counts.max())
+    # What follows is worked out when it is first asked for: the compiled step never asks.
+
+    @cached_property
+    def group(self) -> int:
         """Most rows of a prompt."""
+        return int(torch.bincount(self.of_row, minlength=len(self.lengths)).max())
+
+    @cached_property
+    def seat(self) -> Tensor:
+        """(R,) seat of each row, of `group` seats a prompt."""
+        counts = torch.bincount(self.of_row, minlength=len(self.lengths))
         order = self.of_row.argsort(stable=True)
         number = torch.empty_like(order)  # of each row within its prompt
         number[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[self.of_row[order]]
-        self.seat = self.of_row * self.group + number
-        """(R,) seat of each row, of `group` seats a prompt."""
-        self.sitter = torch.zeros(len(counts) * self.group, dtype=torch.long, device=order.device)
+        return self.of_row * self.group + number
+
+    @cached_property
+    def sitter(self) -> Tensor:
         """(S × group,) the row on each seat; any one where it is empty."""
-        self.sitter[self.seat] = rows = torch.arange(len(order), device=order.device)
-        self.in_order = len(self.sitter) == len(rows) and bool((self.seat == rows).all())
+        found = torch.zeros(len(self.lengths) * self.group, dtype=torch.long, device=self.of_row.device)
+        found[self.seat] = torch.arange(len(self.of_row), device=found.device)
+        return found
+
+    @cached_property
+    def in_order(self) -> bool:
         """Whether row n sits on seat n, and no seat is empty."""
-        columns = torch.arange(self.cache.tokens, device=order.device)
-        self.hidden = (columns >= self.lengths[:, None])[self.of_row][:, None, None]
+        rows = len(self.of_row)
+        return len(self.sitter) == rows and bool((self.seat == torch.arange(rows, device=self.seat.device)).all())
+
+    @cached_property
+    def hidden(self) -> Tensor:
         """(R, 1, 1, C) whether a place is behind the row's prompt."""
+        columns = torch.arange(self.cache.tokens, device=self.of_row.device)
+        return (columns >= self.lengths[:, None])[self.of_row][:, None, None]
 
 
 class LeanDecoder:

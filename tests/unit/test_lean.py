@@ -1,5 +1,7 @@
 """The lean decoder and its flights against transformers' own forward pass: every family, budget, prefix and refill."""
 
+import random
+
 import pytest
 import torch
 from transformers import (
@@ -15,6 +17,7 @@ from transformers import (
 
 from stages.problems.toy import save_toy_tokenizer
 from stages.rollout import flight, lean
+from stages.rollout.lines import Lines
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.sampling import choose, nucleus
 from stages.rollout.torch_engine import TorchRollout
@@ -101,8 +104,8 @@ def test_the_budget_changes_who_flies_together_and_not_the_answers(budget, room,
 
     def watched(self, kept, fresh):
         resize(self, kept, fresh)
-        rows = self._rows.own.both.shape[2]
-        held.append((rows, rows * self._rows.own.tokens))
+        own = self._lines.own
+        held.append((own.both.shape[2], own.both.shape[2] * own.tokens))
 
     monkeypatch.setattr(flight.Flight, "_resize", watched)
     found = sampled(model, tokenizer, Sampling(max_tokens=40), tokens=budget)
@@ -159,6 +162,83 @@ def test_waiting_answers_take_the_places_of_finished_ones(tokenizer, monkeypatch
     wanted = sum(len(a.ids) - 1 for group in answers for a in group)
     # Few places are empty on average, though answers are of very unequal lengths.
     assert wanted / sum(steps) > 0.7
+
+
+@pytest.mark.parametrize("budget", [100_000, 300])
+def test_answers_that_are_the_same_so_far_are_computed_as_one(budget, tokenizer, monkeypatch):
+    steps = []
+    step = lean.LeanDecoder.step
+
+    def counted(self, tokens, *given):
+        steps.append(len(tokens))
+        return step(self, tokens, *given)
+
+    model, sure = tiny_llama(), Sampling(temperature=0.08, max_tokens=20)
+    alone = [
+        [sampled_alone(model, tokenizer, sure, request, number) for number in range(request.samples)]
+        for request in requests(16)
+    ]
+    monkeypatch.setattr(lean.LeanDecoder, "step", counted)
+    found = sampled(model, tokenizer, sure, tokens=budget, samples=16)
+    assert [[a.ids for a in answers] for answers in found] == [[a.ids for a in answers] for answers in alone]
+    for answers, expected in zip(found, alone, strict=True):
+        for one, other in zip(answers, expected, strict=True):
+            torch.testing.assert_close(one.logprobs, other.logprobs, rtol=0, atol=1e-9)
+    tokens = sum(len(a.ids) - 1 for answers in found for a in answers)
+    distinct = {(n, tuple(a.ids[:end])) for n, answers in enumerate(found) for a in answers for end in range(1, len(a.ids))}
+    assert len(distinct) < 0.7 * tokens, "not much is shared"
+    if budget == 100_000:  # all fly together: each beginning is computed once
+        assert sum(steps) == len(distinct)
+    else:
+        assert len(distinct) <= sum(steps) < tokens
+
+
+def sampled_alone(model, tokenizer, sampling, request, number):
+    one = Request(request.key, request.prompt_ids, 1, number)
+    return TorchRollout(model, tokenizer).sample([one], sampling, seed=0, purpose="t", step=0)[0][0]
+
+
+class Writing:
+    """A decoder whose keys and values are the tokens themselves."""
+
+    weight = torch.zeros(1)
+
+    def cache(self, texts, tokens):
+        return lean.Cache(torch.full((2, 2, texts, 1, tokens, 1), -1.0))
+
+    def step(self, tokens, prompts, own, lengths, width):
+        assert width == int(lengths.max()) + 1
+        own.both[:, :, torch.arange(len(tokens)), :, lengths] = tokens.float()[:, None, None, None, None]
+        return torch.zeros(len(tokens), 3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_line_holds_what_its_answers_have(seed):
+    rng = random.Random(seed)
+    decoder = Writing()
+    alive = {n: [n % 3, rng.randrange(2)] for n in range(12)}  # prompt, then tokens
+    rows = Lines(decoder, 12, 40)
+    line = dict(zip(alive, rows.begin(*torch.tensor(list(alive.values())).t()).tolist(), strict=True))
+    for turn in range(30):
+        rows.seat(torch.tensor(list(line.values())), torch.tensor([alive[n][0] for n in line]))
+        for n, place in line.items():
+            prompt, *tokens = alive[n]
+            assert rows.own.both[1, 1, place, 0, : len(tokens) - 1, 0].tolist() == tokens[:-1]
+            assert (int(rows.newest[place]), int(rows.lengths[place])) == (tokens[-1], len(tokens) - 1)
+            assert int(rows.prompt[place]) == prompt
+        assert rows.count == len({tuple(tokens) for tokens in alive.values()})
+        rows.step(lean.Cache(torch.zeros(2, 2, 3, 1, 1, 1)), torch.ones(3, dtype=torch.long))
+        for n in [n for n in alive if rng.random() < 0.04 and len(alive) > 1]:
+            del alive[n]
+        tokens = {n: rng.choice((0, 0, 0, 0, 1)) for n in alive}
+        found = rows.follow(torch.tensor([line[n] for n in alive]), torch.tensor([tokens[n] for n in alive]))
+        line = dict(zip(alive, found.tolist(), strict=True))
+        for n, token in tokens.items():
+            alive[n].append(token)
+        if turn == 14:
+            rows = rows.moved(rows.count + 2, 41)
+    none = torch.zeros(0, dtype=torch.long)
+    assert rows.follow(none, none).tolist() == [] and rows.count == 0
 
 
 def test_another_model_takes_the_slow_path_and_says_so(tokenizer):
