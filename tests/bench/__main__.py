@@ -20,7 +20,7 @@ from tests.bench.growth import growth
 from tests.bench.material import PACKAGE, WORD_PROBLEMS, has_package, read_problems
 from tests.bench.measure import Bench, table
 from tests.bench.processes import processes
-from tests.bench.rollout import rollout_64, rollout_spread
+from tests.bench.rollout import rollout_64, rollout_spread, rollout_sure
 from tests.bench.sides import SideFailed, Spec, once
 from tests.bench.step import one_step_off, step, step_256, step_inner, step_ppo, step_toy
 from tests.bench.update import update, update_toy
@@ -34,6 +34,7 @@ COMPARISONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "step-ppo": step_ppo,
     "rollout-64": rollout_64,
     "rollout-spread": rollout_spread,
+    "rollout-sure": rollout_sure,
     "update": update,
     "update-toy": update_toy,
     "growth": growth,

@@ -37,11 +37,11 @@ def endless(model: Any, tokenizer: Any) -> TorchRollout:
 
 
 def sample(
-    rollout: Rollout, prompts: Sequence[tuple[int, ...]], samples: int, tokens: int, *, step: int
+    rollout: Rollout, prompts: Sequence[tuple[int, ...]], samples: int, tokens: int, *, step: int, temperature: float = 1.0
 ) -> list[list[Completion]]:
     """Answers to some prompts."""
     requests = [Request(str(number), ids, samples=samples) for number, ids in enumerate(prompts)]
-    return rollout.sample(requests, Sampling(max_tokens=tokens), seed=0, purpose="bench", step=step)
+    return rollout.sample(requests, Sampling(max_tokens=tokens, temperature=temperature), seed=0, purpose="bench", step=step)
 
 
 def sample_with_lengths(

@@ -17,6 +17,13 @@ def rollout_64(bench: Bench) -> dict[str, Any]:
     return _compare(bench, "rollout-64", prompts, samples, [tokens] * (prompts * samples))
 
 
+def rollout_sure(bench: Bench) -> dict[str, Any]:
+    """The same at temperature 0.3, as a policy samples that has grown sure of itself: many answers begin alike."""
+    tokens = bench.size(64, 8)
+    prompts, samples = bench.size(8, 2), bench.size(8, 4)
+    return _compare(bench, "rollout-sure", prompts, samples, [tokens] * (prompts * samples), temperature=0.3)
+
+
 def rollout_spread(bench: Bench) -> dict[str, Any]:
     """A batch of 16 whose answers have unequal lengths, evenly spread: what rows that have ended still cost."""
     prompts, samples = 2, bench.size(8, 4)
@@ -26,8 +33,11 @@ def rollout_spread(bench: Bench) -> dict[str, Any]:
     return _compare(bench, "rollout-spread", prompts, samples, lengths[::2] + lengths[1::2])
 
 
-def _compare(bench: Bench, name: str, prompts: int, samples: int, lengths: list[int]) -> dict[str, Any]:
+def _compare(
+    bench: Bench, name: str, prompts: int, samples: int, lengths: list[int], temperature: float = 1.0
+) -> dict[str, Any]:
     options = {
+        "temperature": temperature,
         "model": str(bench.model),
         "problems": str(bench.problems),
         "prompts": prompts,
@@ -41,7 +51,7 @@ def _compare(bench: Bench, name: str, prompts: int, samples: int, lengths: list[
         variables = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         peers["vLLM"] = Spec("vllm_side", "vllm", options, python=python, variables=variables)
     longest = f"{min(lengths)} to {max(lengths)}" if len(set(lengths)) > 1 else lengths[0]
-    what = f"{prompts} prompts × {samples} samples × {longest} tokens"
+    what = f"{prompts} prompts × {samples} samples × {longest} tokens, temperature {temperature:g}"
     return bench.compare(name, what, Spec("rollout", "ours", options), peers)
 
 
@@ -55,8 +65,10 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
     def work() -> dict[str, Any]:
         if len(set(lengths)) > 1:
             return {"tokens": sample_with_lengths(model, tokenizer, prompts, samples, lengths, step=next(number))}
-        found = sample(endless(model, tokenizer), prompts, samples, lengths[0], step=next(number))
-        return {"tokens": sum(len(c.ids) for group in found for c in group)}
+        given = {"step": next(number), "temperature": options["temperature"]}
+        found = [[c.ids for c in group] for group in sample(endless(model, tokenizer), prompts, samples, lengths[0], **given)]
+        begun = {(n, *ids[:end]) for n, group in enumerate(found) for ids in group for end in range(1, len(ids) + 1)}
+        return {"tokens": sum(len(ids) for group in found for ids in group), "distinct": len(begun)}
 
     turns.each(work)
 
@@ -78,7 +90,7 @@ def _generate(options: dict[str, Any], turns: Turns) -> None:
             return done
 
     longest = max(options["lengths"])
-    settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": options["temperature"]}
     settings |= {"max_new_tokens": longest, "min_new_tokens": longest, "pad_token_id": tokenizer.pad_token_id}
     turns.settings = settings
 
