@@ -15,7 +15,7 @@ UNITS = {
     "product_flop": "operations of matrix products and attention over whole texts: updates, log-probabilities, prompts",
     "activation_bytes": "bytes of activations and logits that such a pass writes and reads between its products",
     "passes": "calls of a layer with a micro-batch: a forward pass is one, a backward pass counts for two",
-    "decode_flop": "operations of decoding, where a product has a column for each answer in flight",
+    "decode_flop": "operations of decoding, where a product has at most a column for each answer in flight",
     "decode_bytes": "bytes of weights, keys, values and logits that decoding reads",
     "token_steps": "steps of decoding: each gives every answer in flight a token",
     "optimizer_bytes": "bytes that clipping and AdamW read and write",
@@ -66,7 +66,10 @@ class Sampled:
 
 
 def packed_texts(prompts: Iterable[tuple[int, list[int]]], micro_tokens: int) -> Texts:
-    """Prompts with the lengths of their answers, as the engine packs them: a prompt once, answers without their last token."""
+    """Prompts with the lengths of their answers, as the engine packs them: a prompt once, answers without their last token.
+
+    At most: what prompts begin with in common, and answers that are the same, the engine computes once (packed.py).
+    """
     tokens = attended = predicted = 0.0
     for prompt, answers in prompts:
         tokens += prompt

@@ -176,7 +176,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
         hidden = family.hidden
         if layout.prefix:
             found.append(work(q[None], k[None], v[None], prefix_k, prefix_v, None, scale).flatten(0, 2))
-            k, v = (torch.cat([x.expand(len(y), -1, -1, -1), y], 1) for x, y in ((prefix_k, k), (prefix_v, v)))
+            if family.blocks:
+                k, v = (torch.cat([x.expand(len(y), -1, -1, -1), y], 1) for x, y in ((prefix_k, k), (prefix_v, v)))
             hidden = None if hidden is None else torch.nn.functional.pad(hidden, (layout.prefix, 0))
         else:
             found.append(_causal(q, k, v, scale).flatten(0, 1))

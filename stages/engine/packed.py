@@ -9,7 +9,7 @@ one at a time: the plain reference that tests compare with.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -182,7 +182,10 @@ def _alike(groups: Iterable[_Group], prefix: int) -> list[list[_Group]]:
     found: list[list[_Group]] = []
     for group in groups:
         for some in found:
-            if all(_filled([*some, group], size) for size in (lambda g: prefix + len(g.prompt), lambda g: len(g.answers))):
+            prompts, answers = (
+                [size(g) for g in (*some, group)] for size in (lambda g: len(g.prompt), lambda g: len(g.answers))
+            )
+            if _like(min(prompts), max(prompts), prefix) and _like(min(answers), max(answers)):
                 some.append(group)
                 break
         else:
@@ -190,9 +193,9 @@ def _alike(groups: Iterable[_Group], prefix: int) -> list[list[_Group]]:
     return found
 
 
-def _filled(groups: Sequence[_Group], size: Callable[[_Group], int]) -> bool:
-    sizes = [size(group) for group in groups]
-    return min(sizes) >= FILLED * max(sizes)
+def _like(least: int, most: int, prefix: int = 0) -> bool:
+    """Whether sizes fill one family well enough: with the prefix before them, and at least half of it without."""
+    return prefix + least >= FILLED * (prefix + most) and 2 * least >= most
 
 
 def _filled_up(answers: list[range], count: int) -> list[range]:
@@ -213,7 +216,7 @@ def _of_like_length(texts: list[list[int]], prefix: int) -> Iterator[list[list[i
     """The texts behind the prefix, longest first, cut where they get much shorter."""
     some: list[list[int]] = []
     for text in sorted(texts, key=len, reverse=True):
-        if some and prefix + len(text) < FILLED * (prefix + len(some[0])):
+        if some and not _like(len(text), len(some[0]), prefix):
             yield some
             some = []
         some.append(text)
@@ -225,8 +228,9 @@ def micro_batches(texts: Sequence[Text], tokens: int, rank: int = 0, world_size:
     """Cut out this rank's micro-batches, of about `tokens` tokens at most; `owner` counts `texts`.
 
     All texts in their order, but the same ones of a prompt side by side, are cut into parts of like size, equally many for
-    every rank. What is shared by texts that are cut apart is computed in both parts, which is counted. With fewer texts than
-    ranks some ranks get none.
+    every rank. What is shared by texts that are cut apart is computed in both parts, which is counted. With a prefix for each
+    prompt a part has no more than twice `tokens`: attention holds its keys and values for each. With fewer texts than ranks
+    some ranks get none.
     """
     order = _same_together(texts)
     line = [texts[number] for number in order]
@@ -238,7 +242,9 @@ def micro_batches(texts: Sequence[Text], tokens: int, rank: int = 0, world_size:
             # The same as the one before it: takes nothing behind it, and all of it where a part begins with it.
             own[index], prompts[index] = 0, prompts[index] + own[index]
     total = sum(own) + sum(size for size, shared in zip(prompts, shares, strict=True) if not shared)
-    count = -(-max(1, -(-total // (tokens - prefix))) // world_size) * world_size
+    seen = total + prefix * shares.count(False)
+    wanted = max(1, -(-total // (tokens - prefix)), -(-seen // (2 * tokens)) if prefix else 1)
+    count = -(-wanted // world_size) * world_size
     mine = even_parts(own, prompts, shares, count)[rank::world_size]
     return [pack([line[i] for i in part], [order[i] for i in part], prefix) for part in mine if part]
 

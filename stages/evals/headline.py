@@ -12,8 +12,8 @@ def problem_metrics(group: Group, rewards: Rewards) -> dict[str, float]:
     """The numbers of one problem: means over its k scored answers, and its majority vote.
 
     An answer without a verdict is not right; `no_verdict` says how many there are. `accuracy_lenient` asks for no tags: an
-    answer is right, too, whose last number is the reference, wherever it stands and even where the limit cut it. What it has
-    above `accuracy` is what the format alone would bring.
+    answer is right, too, whose last number is the reference, wherever it stands, and even where the limit cut it or there was
+    no verdict. What it has above `accuracy` is about what the format alone would bring.
     """
     right = [e.scored.verdict == "right" for e in group.episodes]
     answers = [None if e.truncated else final_answer(e.text, rewards.answer_in) for e in group.episodes]

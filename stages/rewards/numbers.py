@@ -23,7 +23,13 @@ _NOT_UNITS = re.compile(
 )
 """Words that change the value, and single letters other than unit symbols: `2 x` is no number."""
 _MOST_UNIT_WORDS = 4
-_ANYWHERE = re.compile(rf"(?:(?<![\w).])-)?{_DIGITS}(?:\.[0-9]+)?(?:/[0-9]+)?")
+_ANYWHERE = re.compile(
+    rf"""(?: (?<![\w).])- )? [$€£¥]?
+    (?: \\[dt]?frac\s*\{{\s*{_DECIMAL}\s*\}}\s*\{{\s*{_DECIMAL}\s*\}}
+      | {_DIGITS}\s+[0-9]+\s*/\s*[0-9]+
+      | {_DECIMAL}(?:/{_DECIMAL})?(?:[eE][+-]?[0-9]{{1,2}})? )""",
+    re.VERBOSE,
+)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -59,12 +65,13 @@ def parse_number(text: str) -> Fraction | None:
 def last_number(text: str) -> Fraction | None:
     """The last number that stands anywhere in `text`, or None: what a lenient reader takes for the answer.
 
-    As lm-eval's filter `flexible-extract` for GSM8K reads. A minus after a digit or a bracket subtracts.
+    As lm-eval's filter `flexible-extract` for GSM8K, but it reads numbers as `parse_number` does. A minus after a digit, a
+    letter or a bracket, or before a blank, subtracts.
 
     >>> last_number("15 - 6 = 9</think> so $1,200."), last_number("12-5"), last_number("none")
     (Fraction(1200, 1), Fraction(5, 1), None)
     """
-    found = _ANYWHERE.findall(text)
+    found = _ANYWHERE.findall(text.replace("−", "-").replace("\\$", "$"))
     return parse_number(found[-1]) if found else None
 
 

@@ -25,7 +25,7 @@ def rollout_sure(bench: Bench) -> dict[str, Any]:
 
 
 def rollout_spread(bench: Bench) -> dict[str, Any]:
-    """A batch of 16 whose answers have unequal lengths, evenly spread: what rows that have ended still cost."""
+    """A batch of 16 whose answers have unequal lengths, evenly spread: what an unequal batch costs."""
     prompts, samples = 2, bench.size(8, 4)
     count, shortest, longest = prompts * samples, bench.size(SHORTEST, 2), bench.size(LONGEST, 16)
     lengths = [round(shortest + (longest - shortest) * row / (count - 1)) for row in range(count)]

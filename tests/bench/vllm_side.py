@@ -11,7 +11,9 @@ def _vllm(options: dict[str, Any], turns: Turns) -> None:
 
     engine = LLM(model=options["model"], dtype="float32", enforce_eager=True, max_model_len=2048, seed=0)
     texts = [q for q in questions(options["problems"], options["prompts"]) for _ in range(options["samples"])]
-    limits = [SamplingParams(temperature=options["temperature"], max_tokens=length, ignore_eos=True) for length in options["lengths"]]
+    limits = [
+        SamplingParams(temperature=options["temperature"], max_tokens=length, ignore_eos=True) for length in options["lengths"]
+    ]
     turns.settings = {"dtype": "float32", "enforce_eager": True}
 
     def work() -> dict[str, Any]:

@@ -160,8 +160,8 @@ def test_waiting_answers_take_the_places_of_finished_ones(tokenizer, monkeypatch
     monkeypatch.setattr(lean.LeanDecoder, "step", counted)
     answers = sampled(tiny_llama(), tokenizer, Sampling(max_tokens=40), tokens=28 + 8 * 40, samples=16)
     wanted = sum(len(a.ids) - 1 for group in answers for a in group)
-    # Few places are empty on average, though answers are of very unequal lengths.
-    assert wanted / sum(steps) > 0.7
+    # Few of the eight places are empty on average, though answers are of very unequal lengths.
+    assert wanted / (len(steps) * 8) > 0.7
 
 
 @pytest.mark.parametrize("budget", [100_000, 300])

@@ -263,6 +263,20 @@ def test_what_all_prompts_begin_with_stands_once():
     assert max(packed.size for packed in found) <= 45
 
 
+def test_a_shared_beginning_neither_crowds_a_micro_batch_nor_pads_it():
+    head = [*range(20)]
+    # Forty prompts of 22 tokens that end in two of their own, and answers of one computed token: 20 and 40 × 3 tokens.
+    many = [Text([*head, n % 32, n // 32], [7, 8]) for n in range(40)]
+    found = micro_batches(many, 200)
+    # They fit into one micro-batch of 200, but a text counts for 23 where attention holds what all begin with for each: 920.
+    assert sorted(len(packed.owner.unique()) for packed in found) == [13, 13, 14]
+    assert all(packed.layout.prefix == 20 for packed in found)
+    # Of like length with what they begin with, not without it: 2 and 5 tokens behind it are worked on apart.
+    (packed,) = micro_batches([Text([*head, 1], [7, 8]), Text([*head, 2, 3, 4], [7, 8, 9])], 200)
+    assert packed.layout.families == [Family(1, 5), Family(1, 2)]
+    assert len(packed.layout.empty) == 0
+
+
 @pytest.mark.parametrize("scorer", [ValueScorer, TokenValueScorer])
 def test_what_is_said_of_a_copy_is_what_is_said_of_the_first(scorer):
     model = scorer(tiny_llama())

@@ -14,7 +14,7 @@ from stages.problems.episode import Episode, Problem
 from stages.rewards.accuracy import verdicts
 from stages.rewards.format import well_formed
 from stages.rewards.language import language_share, readable
-from stages.rewards.numbers import parse_number
+from stages.rewards.numbers import last_number, parse_number
 from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards, same_answer, score
 from stages.rewards.tags import final_answer, thinking
@@ -86,6 +86,31 @@ def test_thinking_is_what_stands_in_the_one_pair():
 )  # fmt: skip
 def test_numbers(text, value):
     assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think> 15 - 6 = 9 </think>\n<answer> 9 </answer>", 9),
+        ("12-5", 5),  # a minus after a digit or a bracket subtracts
+        ("(5)-6", 6),
+        ("x=-4", -4),
+        ("the answer is −6", -6),
+        ("-$5", -5),
+        ("$1,200.", 1200),
+        ("1,2", 2),  # no comma that parts thousands: two numbers
+        ("it is 1 1/2 hours", 1.5),
+        ("3/4 of it", 0.75),
+        ("so 50 / 5", 5),  # two numbers: nobody has said what they make
+        (r"\frac{3}{4}", 0.75),
+        ("about .5", 0.5),
+        ("1.5e3", 1500),
+        ("10/0", None),
+        ("none at all", None),
+    ],
+)
+def test_the_last_number_anywhere(text, value):
+    assert last_number(text) == value
 
 
 @pytest.mark.parametrize(
