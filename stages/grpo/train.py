@@ -94,7 +94,7 @@ class Trainer:
         clock.lap()
         while not self._over(step) and not self.selection.stop(config.collapse):
             trace = folder.path / f"trace-step-{step + 1:06d}.json" if main and step + 1 == config.compute.profile else None
-            with clock.span("prepare"), traced(trace):  # what is not named further down
+            with traced(trace):
                 collected, metrics = self.step(step)
             with clock.span("checkpoint"):
                 self.checkpoints.finish()  # it was written while this step was taken

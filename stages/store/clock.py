@@ -1,12 +1,16 @@
 """Where a step's time goes: named spans that add up to it.
 
-Time inside a span counts for the innermost one, so that nothing counts twice; a `whole` span keeps what is inside it. A lap is
-what has passed since the last one, so what comes after a step's line in the journal is in the next step's.
+Time inside a span counts for the innermost one, so that nothing counts twice; a `whole` span keeps what is inside it. Time in
+no span counts for `REST`, so that nothing is lost. A lap is what has passed since the last one, so what comes after a step's
+line in the journal is in the next step's.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+
+REST = "prepare"
+"""What time in no span counts for."""
 
 
 class Clock:
@@ -42,9 +46,8 @@ class Clock:
 
     def _mark(self) -> None:
         now = self._now()
-        if self._open:
-            name = self._open[-1][0]
-            self._spent[name] = self._spent.get(name, 0.0) + now - self._marked
+        name = self._open[-1][0] if self._open else REST
+        self._spent[name] = self._spent.get(name, 0.0) + now - self._marked
         self._marked = now
 
 

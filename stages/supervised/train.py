@@ -65,7 +65,7 @@ def train(
     for step in range(first, steps):
         lr = settings.lr_at(step, steps)
         profiled = context.main and step + 1 == context.config.compute.profile
-        with clock.span("prepare"), traced(folder.path / f"trace-step-{step + 1:06d}.json" if profiled else None):
+        with traced(folder.path / f"trace-step-{step + 1:06d}.json" if profiled else None):
             chosen = [documents[number] for number in order.of_step(step)]
             loss, tokens = accumulate(engine, chosen, settings.packing.micro_tokens)
             norm = engine.step(lr)

@@ -29,8 +29,7 @@ def wait_for(what: str, seconds: float, look: Callable[[], Any], log: Path) -> A
     raise AssertionError(f"no {what} within {seconds} s:\n{log.read_text()[-3000:]}")
 
 
-@pytest.mark.slow  # two minutes of waiting for a minute that is full
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, whole: bool) -> None:
     config = WHOLE if whole else recipe
     runs, log = tmp_path / "runs", tmp_path / "worker.log"

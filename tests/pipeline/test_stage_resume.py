@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -104,13 +103,10 @@ def test_killed_and_stopped_equals_uninterrupted(tmp_path: Path, base: Path, cas
         lines = read(whole / "journal.jsonl")
         assert max(line.metrics.get("train/grad_norm", 0) for line in lines) > 0
         assert {key for line in lines for key in line.metrics} <= NAMES.keys()
-        shares = []  # where the time goes adds up; a busy machine may take a process away between two of the clocks
-        for line in lines:
+        for line in lines:  # where the time goes adds up
             times = {k: v for k, v in line.metrics.items() if k.startswith("time/") and k != "time/tokens_per_second"}
             step = times.pop("time/step")
-            shares.append(sum(times.values()) / step)
-        assert max(shares) <= 1.001
-        assert median(shares) >= 0.97
+            assert sum(times.values()) == pytest.approx(step, rel=1e-6)
         assert results(whole)["model"]["model.safetensors"] != digest_files(base)["model.safetensors"]
         assert len({line.metrics["eval/reward"] for line in lines}) > 1
     if case == "ppo":

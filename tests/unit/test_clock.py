@@ -21,17 +21,17 @@ def test_spans_add_up_and_nothing_counts_twice():
             with clock.span("sample"):
                 passes(5)
         passes(7)
-    passes(11)  # outside of every span
+    passes(11)  # in no span
     with clock.span("eval", whole=True):
         passes(13)
         with clock.span("sample"):
             passes(17)
-    assert clock.lap() == {"prepare": 9, "sample": 8, "eval": 30, "step": 58}
-    with clock.span("prepare"):
+    assert clock.lap() == {"prepare": 20, "sample": 8, "eval": 30, "step": 58}
+    with clock.span("wait"):
         passes(1)
-        assert clock.lap() == {"prepare": 1, "step": 1}  # in the middle of a span
+        assert clock.lap() == {"prepare": 0, "wait": 1, "step": 1}  # in the middle of a span
         passes(2)
-    assert clock.lap() == {"prepare": 2, "step": 2}
+    assert clock.lap() == {"wait": 2, "prepare": 0, "step": 2}
 
 
 def test_a_span_that_fails_ends():
@@ -41,4 +41,4 @@ def test_a_span_that_fails_ends():
         now[0] += 1
         raise ValueError("no")
     now[0] += 2
-    assert clock.lap() == {"sample": 1, "step": 3}
+    assert clock.lap() == {"prepare": 2, "sample": 1, "step": 3}
