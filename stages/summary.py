@@ -3,15 +3,14 @@
 Its report: `summary.json` and the same as a table, `summary.md`. It starts fast: no model is loaded.
 """
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.evals.reports import read_report
 from stages.evals.statistics import paired_difference
 from stages.store.config import ReportRef, StageConfig
-from stages.store.errors import UserError
-from stages.store.files import read_json, whole_folder, write_bytes, write_json
+from stages.store.files import whole_folder, write_bytes, write_json
 from stages.store.stage import Result, StageContext, StageKind
 
 HEADLINE = (
@@ -42,8 +41,8 @@ class SummaryConfig(StageConfig):
 def run(context: StageContext[SummaryConfig]) -> Result:
     """Read the reports and compare them."""
     folders = {label: context.inputs[f"reports.{label}"] for label in context.config.reports}
-    models = {label: _headline(_read(folder / "metrics.json")) for label, folder in folders.items()}
-    problems = {label: _read(folder / "problems.json") for label, folder in folders.items()}
+    models = {label: _headline(read_report(folder / "metrics.json")) for label, folder in folders.items()}
+    problems = {label: read_report(folder / "problems.json") for label, folder in folders.items()}
     labels = list(folders)
     document = {
         "models": models,
@@ -57,14 +56,6 @@ def run(context: StageContext[SummaryConfig]) -> Result:
         f"{label}/{key}": float(value) for label, row in models.items() for key, value in row.items() if value is not None
     }
     return Result(metrics=numbers)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError("not a readable report", where=str(path), mend="run its stage with --fresh") from error
-    return document
 
 
 def _headline(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from stages.evals.reports import read_report
 from stages.evals.statistics import paired_difference
 from stages.report.evaluated import reports
 from stages.report.facts import Run, Stage
 from stages.report.models import BEYOND
-from stages.store.errors import UserError
-from stages.store.files import read_json
 
 PAIRED = ("accuracy", "accuracy_lenient", "cons_at_k", "mean_length", "format", "truncated")
 """Headline numbers that the reports have for each problem."""
@@ -53,12 +52,7 @@ def _asked(stage: Stage) -> Any:
 
 
 def _problems(stage: Stage) -> dict[str, dict[str, float]]:
-    path = stage.folder.output("report") / "problems.json"
-    try:
-        rows: dict[str, dict[str, float]] = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError("not a readable report", where=str(path), mend="run its stage with --fresh") from error
-    return rows
+    return read_report(stage.folder.output("report") / "problems.json")
 
 
 def _difference(later: dict[str, dict[str, float]], earlier: dict[str, dict[str, float]], number: str) -> dict[str, Any] | None:

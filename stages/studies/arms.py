@@ -6,8 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from stages.store.errors import UserError
-from stages.store.files import read_json
+from stages.evals.reports import read_report
 from stages.store.folders import StageFolder
 from stages.tracking.journal import Line, read
 
@@ -63,15 +62,6 @@ def read_metrics(report: Path) -> dict[str, float]:
     """The headline numbers of an `evaluate_model`'s report."""
     metrics: dict[str, float] = read_report(report / "metrics.json")
     return metrics
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON document. Raises UserError when it cannot be read."""
-    try:
-        document: dict[str, Any] = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError("not a readable report", where=str(path), mend="run its stage with --fresh") from error
-    return document
 
 
 def late(lines: Iterable[Line]) -> dict[str, float]:
