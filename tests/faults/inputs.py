@@ -9,7 +9,6 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,10 @@ from stages.store.errors import UserError
 from stages.store.files import digest_files, digest_json, digest_path, read_json, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint, verify_manifest, write_manifest
-from tests.conftest import ROOT, group_of
+from tests.conftest import ROOT
 from tests.faults import damage
-from tests.faults.damage import Damage
-
-Kinds = tuple[Callable[[bytes], Damage], ...]
-Read = tuple[Any, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """One kind of input."""
-
-    make: Callable[[Path], None]
-    load: Callable[[Path], Read]
-    files: dict[str, Kinds]
-    """Pattern of files -> how they can be damaged."""
-    whole: bool = True
-    """Whether files may also be missing, become folders, or be joined by others."""
-    cost: float = 1.0
-    """Share of the usual number of cases, for what is slow to read."""
-
+from tests.faults.data_inputs import ENDINGS, load_dataset, load_rollouts, make_dataset, make_rollouts, problems
+from tests.faults.input import Input, Read
 
 # --- recipes -------------------------------------------------------------------------------------------------------------
 
@@ -348,91 +330,6 @@ def _newest_undamaged(folder: Path) -> int | None:
     return max(whole, default=None)
 
 
-# --- data ----------------------------------------------------------------------------------------------------------------
-
-ROWS = [
-    {"question": f"What is {i} + 1, and é?", "answer": f"It is\nsoon #### {i + 1}", "more": i, "list": [i]} for i in range(6)
-]
-
-
-def _make_problems(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (folder / "p.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
-    (folder / "p.json").write_text(json.dumps(ROWS, indent=1))
-    quoted = "".join(f'"{r["question"]}","{r["answer"]}",{r["more"]}\n' for r in ROWS)
-    (folder / "p.csv").write_text("question,answer,more\n" + quoted)
-    pq.write_table(pa.Table.from_pylist(ROWS), folder / "p.parquet", compression="zstd")
-
-
-def _load_problems(folder: Path) -> Read:
-    import pyarrow as pa
-
-    from stages.problems.sources import FileSource, load_problem_set
-    from stages.problems.templates import Template
-
-    path = next(path for path in (folder / f"p.{ending}" for ending in ENDINGS) if path.exists())
-    source = FileSource(path=str(path), answer_after="####")
-    found = load_problem_set(source, "problems")
-    assert found.problems
-    if path.suffix == ".jsonl":  # every row is taken, or counted among the refused
-        assert len(found.problems) + sum(found.refused.values()) == sum(bool(row.strip()) for row in path.open("rb"))
-    for problem in found.problems:
-        Template().render(problem.question).encode()
-        for text in (problem.question, problem.answer):
-            assert text.strip()
-            assert text not in ("nan", "inf", "-inf", "None")
-    assert len({problem.id for problem in found.problems}) == len(found.problems)
-    pa.Table.from_pylist([dataclasses.asdict(problem) for problem in found.problems])
-    " ".join(found.remarks("problems")).encode()
-    return [dataclasses.astuple(problem) for problem in found.problems], digest_path(path)
-
-
-ENDINGS = ("jsonl", "json", "csv", "parquet")
-
-
-def _problems(ending: str) -> Input:
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            _make_problems(Path(temporary))
-            shutil.copy(Path(temporary, f"p.{ending}"), folder)
-
-    kinds = {"jsonl": damage.JSON, "json": damage.JSON, "csv": damage.TEXT, "parquet": damage.BYTES}[ending]
-    return Input(make, _load_problems, {f"p.{ending}": kinds}, whole=False)
-
-
-def _make_dataset(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"prompt": f"{i}+1=", "completion": f"<think>é</think>{i + 1}", "accuracy": 1.0} for i in range(6)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-
-
-def _load_dataset(folder: Path) -> Read:
-    from stages.supervised.documents import load_documents
-
-    texts = load_documents(folder / "train.parquet")
-    "".join(document.prompt + document.completion for document in texts).encode()
-    return texts, digest_files(folder)
-
-
-def _make_rollouts(folder: Path) -> None:
-    from stages.rollout.records import write_groups
-
-    groups = [group_of(i, [1, 2, i], [[3, 1], [4, 5, i]], [1.0, 0.5], finishes=["stop", "length"]) for i in range(3)]
-    groups[0].episodes[0].text = "<think>é</think>"
-    groups[1].episodes[0].reward = None
-    write_groups(folder / "chunk-00000.parquet", groups)
-
-
-def _load_rollouts(folder: Path) -> Read:
-    from stages.rollout.records import read_groups
-
-    return [dataclasses.asdict(group) for group in read_groups(folder / "chunk-00000.parquet")], None
-
-
 # --- settings and models -------------------------------------------------------------------------------------------------
 
 
@@ -496,9 +393,9 @@ INPUTS: dict[str, Input] = {
             "checkpoints/*/*.safetensors": damage.BYTES,
         },
     ),
-    **{f"problems.{ending}": _problems(ending) for ending in ENDINGS},
-    "dataset": Input(_make_dataset, _load_dataset, {"train.parquet": damage.BYTES}),
-    "rollouts": Input(_make_rollouts, _load_rollouts, {"chunk-00000.parquet": damage.BYTES}, whole=False),
+    **{f"problems.{ending}": problems(ending) for ending in ENDINGS},
+    "dataset": Input(make_dataset, load_dataset, {"train.parquet": damage.BYTES}),
+    "rollouts": Input(make_rollouts, load_rollouts, {"chunk-00000.parquet": damage.BYTES}, whole=False),
     "deepspeed": Input(_make_deepspeed, _load_deepspeed, {"own.json": damage.JSON}),
     "model": Input(
         _make_model,
