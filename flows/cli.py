@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     plan = command("plan", "What would run, and what it takes: memory, tokens, hours, cost.")
     plan.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
     plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
-    plan.add_argument("--gpu", metavar="NAME", help="h800, h100, a100 or cpu (default: cpu in float32, else h100)")
+    plan.add_argument("--gpu", metavar="NAME", help="h800, h100, a100, rtx4090 or cpu (default: cpu in float32, else h100)")
     plan.add_argument("--gpus", metavar="N[,N…]", type=_numbers, help="for every stage; several numbers: a table, on paper")
     plan.add_argument("--price", type=_amount, help="of a GPU hour")
     plan.add_argument("--length", metavar="TOKENS", type=_amount, help="mean length of an answer")

@@ -5,6 +5,7 @@ from typing import Any
 
 from flows.plan_counts import TOY_DOCUMENT, Counts
 from flows.plan_loops import rl_loop, supervised_loop
+from stages.costs.adapters import adapter_weights
 from stages.costs.devices import Device
 from stages.costs.memory import Memory, training_memory
 from stages.costs.shape import Shape
@@ -111,7 +112,7 @@ class _Cost:
 
     def _loop(self, loop: Loop) -> Loop:
         zero = 1 if self.place.resident else loop.zero
-        return Loop(**{**vars(loop), "processes": self.processes, "zero": zero})
+        return Loop(**{**vars(loop), "processes": self.processes, "zero": zero, "adapters": _adapters(self.config, self.shape)})
 
     def _copied(self) -> float:
         return self.device.gpu.bandwidth / 4 if self.device.gpu else 4.0e9
@@ -138,7 +139,8 @@ class _Cost:
         weights, nodes = float(self.shape.parameters), 1
         if self.device.gpu is not None:
             nodes = max(1, self.processes // self.device.gpu.node)
-        checkpoints = max(1, steps // every) * weights * ADAM_BYTES / nodes
+        trained = _adapters(self.config, self.shape) or weights
+        checkpoints = max(1, steps // every) * trained * ADAM_BYTES / nodes
         spent.add("other", handled(self.device, 0, 0, checkpoints + 3 * weights * self.item / nodes, 1))
         return spent
 
@@ -159,12 +161,19 @@ def stage_memory(config: Any, model: tuple[Shape, int] | None, place: Place) -> 
                 processes=place.processes(config),
                 item=item,
                 micro_tokens=loop.micro_tokens,
+                trained=_adapters(config, shape),
                 recompute=loop.recompute,
                 offload=offload,
                 touched_only=place.device.gpu is None,
                 other=other,
             )
     return found
+
+
+def _adapters(config: Any, shape: Shape) -> int | None:
+    """Weights of a training stage's adapters; None: it has none. Raises UserError for adapters that its model cannot have."""
+    lora = getattr(config, "lora", None)
+    return None if lora is None else adapter_weights(shape, lora.rank, lora.targets)
 
 
 def _beside(config: Any, shape: Shape, item: int, zero: int, place: Place) -> float:
@@ -178,4 +187,4 @@ def _beside(config: Any, shape: Shape, item: int, zero: int, place: Place) -> fl
         return reference + (
             0.0 if config.rollout.sleep or gpu is None else (config.rollout.memory_share or GPU_SHARE) * gpu.memory
         )
-    return reference + (weights if zero == 3 else 0.0)
+    return reference + (weights if zero == 3 or config.lora else 0.0)

@@ -84,18 +84,28 @@ def packed_texts(prompts: Iterable[tuple[int, list[int]]], micro_tokens: int) ->
 
 def forward_flop(shape: Shape, texts: Texts) -> float:
     """Operations of a forward pass: two for each weight a token goes through, attention, the head on predicted tokens."""
-    return 2 * shape.body * texts.tokens + shape.seen() * texts.attended + 2 * shape.head * texts.predicted
+    return _weights_flop(shape, texts) + shape.seen() * texts.attended
 
 
-def pass_amounts(shape: Shape, trained: Texts, read: Texts, item: int, *, recompute: bool = False) -> Amounts:
+def _weights_flop(shape: Shape, texts: Texts) -> float:
+    return 2 * shape.body * texts.tokens + 2 * shape.head * texts.predicted
+
+
+def pass_amounts(
+    shape: Shape, trained: Texts, read: Texts, item: int, *, recompute: bool = False, adapters: int | None = None
+) -> Amounts:
     """Of forward and backward over `trained`, and forward alone over `read`. Backward takes twice a forward's operations.
 
-    item: bytes of a number; recompute: layers are computed again for their gradient.
+    item: bytes of a number; recompute: layers are computed again for their gradient; adapters: weights of low-rank adapters,
+    where they alone are trained: the others' products need no gradient for their weights.
     """
     times = 4 if recompute else 3
+    update = times * forward_flop(shape, trained)
+    if adapters is not None:
+        update += times * 2 * adapters * trained.tokens - _weights_flop(shape, trained)
     logits = shape.vocabulary * item * LOGIT_PASSES
     return {
-        "product_flop": times * forward_flop(shape, trained) + forward_flop(shape, read),
+        "product_flop": update + forward_flop(shape, read),
         "activation_bytes": shape.kept(item) * (times * trained.tokens + read.tokens)
         + logits * (2 * trained.predicted + read.predicted),
         "passes": shape.layers * (times * trained.batches + read.batches),

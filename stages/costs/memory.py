@@ -50,33 +50,39 @@ def training_memory(
     processes: int,
     item: int,
     micro_tokens: int,
+    trained: float | None = None,
     recompute: bool = False,
     offload: bool = False,
     touched_only: bool = False,
     other: float = 0.0,
 ) -> Memory:
-    """Of one process. item: bytes of a number; offload: optimizer (and under ZeRO-3 weights) live on the CPU (ZeRO-Offload).
+    """Of one process. item: bytes of a number; trained: weights of adapters, where they alone are trained (None: all);
+    offload: optimizer (and under ZeRO-3 weights) live on the CPU (ZeRO-Offload).
 
     touched_only: on a CPU, where memory counts when it is written to; a GPU's allocator takes whole buckets.
     """
     weights, n = float(shape.parameters), processes
+    if trained is None:
+        trained = weights
+    else:
+        weights += trained
     master = 0 if item == 4 else 4
     states = {
         "weights": weights * item / (n if zero == 3 else 1),
-        "gradients": weights * item / (n if zero >= 2 else 1),
-        "optimizer": weights * (8 + master) / (n if zero >= 1 else 1),
+        "gradients": trained * item / (n if zero >= 2 else 1),
+        "optimizer": trained * (8 + master) / (n if zero >= 1 else 1),
     }
     if zero in (1, 2) and item == 4:
-        states["optimizer"] += weights * 4 / n  # DeepSpeed clones its share of float32 weights all the same
+        states["optimizer"] += trained * 4 / n  # DeepSpeed clones its share of float32 weights all the same
     offloaded = 0.0
     if offload and zero:
         moved = ("optimizer", "weights") if zero == 3 else ("optimizer",)
         offloaded = sum(states[name] for name in moved)
         states |= dict.fromkeys(moved, 0.0)
-    bucket = min(weights, REDUCED) if touched_only else REDUCED
+    bucket = min(trained, REDUCED) if touched_only else REDUCED
     working = bucket * item if zero else 0.0
     if zero in (1, 2):
-        working += weights * item / n  # its share of the summed gradients once more, flat
+        working += trained * item / n  # its share of the summed gradients once more, flat
     if zero == 3:
         # Weights as they are gathered and gathered; the bucket's copy, cut by process, that is scattered (gloo clones it).
         working += (min(weights, PREFETCHED) + min(weights, LIVE) + bucket * (2 if touched_only else 1)) * item

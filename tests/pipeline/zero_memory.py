@@ -1,6 +1,7 @@
 """A rank of the memory test: two supervised updates of a model, and how far the memory rose above what the imports take.
 
-`torchrun … -m tests.pipeline.zero_memory FOLDER`: in it case.json (model, zero, micro_tokens); each rank leaves rank<n>.json.
+`torchrun … -m tests.pipeline.zero_memory FOLDER`: in it case.json (model, zero, micro_tokens, rank of adapters or 0); each rank
+leaves rank<n>.json.
 """
 
 import json
@@ -11,10 +12,11 @@ from pathlib import Path
 import torch
 
 from stages.engine import ranks
+from stages.engine.adapters import adapted
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Text
 from stages.engine.scorer import TokenScorer
-from stages.engine.settings import Training
+from stages.engine.settings import Lora, Training
 from stages.rollout.torch_engine import load_model
 from stages.supervised.train import accumulate
 
@@ -37,6 +39,7 @@ def main() -> None:
     baseline = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     model = load_model(Path(case["model"]))
+    adapted(model, Lora(rank=case["rank"]) if case["rank"] else None, 0)
     vocabulary = model.config.vocab_size
     engine = Engine(TokenScorer(model), Training(lr=1e-6), case["zero"], "cpu")
     count = case["micro_tokens"] * ranks.size() // DOCUMENT

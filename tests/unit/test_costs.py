@@ -9,6 +9,7 @@ import yaml
 from flows.plan_cost import Place, stage_cost
 from flows.plan_counts import Counts
 from flows.plan_models import model_shapes
+from stages.costs.adapters import adapter_weights
 from stages.costs.amounts import ADAM_TRAFFIC, Sampled, Texts, packed_texts, pass_amounts, sample_amounts
 from stages.costs.devices import PLAN, cpu_device, gpu_device, gpus, rates_of, shipped
 from stages.costs.fit import Measured, Span, fitted, left_out, predicted
@@ -95,6 +96,66 @@ def test_memory_is_within_15_percent_of_what_was_measured(zero: int, peak: float
     """Bytes above the imports, SmolLM2-135M on two processes; tests/pipeline/test_plan_memory.py measures again."""
     found = training_memory(shape(SMOL), zero=zero, processes=2, item=4, micro_tokens=1024, touched_only=True)
     assert found.total == pytest.approx(peak, rel=0.15)
+
+
+def test_adapters_are_as_many_as_peft_says() -> None:
+    """Known from peft's own count (`trainable params`) for rank 16 on every linear layer."""
+    assert adapter_weights(shape(QWEN), 16, "all-linear") == 40_370_176
+    assert adapter_weights(shape(QWEN), 8, ["q_proj", "v_proj"]) == 28 * 8 * (3584 + 3584 + 3584 + 512)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "deepseek_v3", "qwen3_moe"])
+def test_adapters_are_those_that_training_places(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from stages.engine.adapters import adapted
+    from stages.engine.settings import Lora
+
+    own = {
+        "llama": "num_key_value_heads: 2",
+        "qwen3": "num_key_value_heads: 2, head_dim: 32",
+        "qwen3_moe": "num_key_value_heads: 2, head_dim: 32, num_experts: 4, moe_intermediate_size: 16",
+        "deepseek_v3": "num_key_value_heads: 4, n_routed_experts: 4, n_group: 1, topk_group: 1, num_experts_per_tok: 2,"
+        " moe_intermediate_size: 16, first_k_dense_replace: 1, q_lora_rank: 24, kv_lora_rank: 16, qk_rope_head_dim: 8,"
+        " qk_nope_head_dim: 16, v_head_dim: 16",
+    }
+    size = "hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 64"
+    config = transformers.AutoConfig.for_model(kind, **yaml.safe_load(f"{{{size}, {own[kind]}}}"))
+    targets = {
+        "qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "deepseek_v3": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    }.get(kind, "all-linear")
+    model = adapted(transformers.AutoModelForCausalLM.from_config(config), Lora(rank=4, targets=targets), 0)
+    placed = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_weights(shape_of(config.to_dict(), kind), 4, targets) == placed
+
+
+def test_adapters_that_cannot_be_are_refused_as_training_refuses_them() -> None:
+    with pytest.raises(UserError, match=r"lora\.targets: experts that are one array .*kv_b_proj, o_proj"):
+        adapter_weights(shape(V3), 16, "all-linear")
+    with pytest.raises(UserError, match=r"lora\.targets: the model has no layer `qproj`"):
+        adapter_weights(shape(QWEN), 16, ["qproj"])
+
+
+def test_with_adapters_only_they_have_gradients_and_moments() -> None:
+    """7e9 weights in bfloat16 and 40e6 of adapters: 14 GB + 40e6 × (2 + 2 + 12)."""
+    seven = Shape(1, 0, 1, 1, 1, 1, 7_000_000_000 - 1, tied=True)
+    found = training_memory(seven, zero=0, processes=1, item=2, micro_tokens=1, trained=40e6)
+    assert found.weights + found.gradients + found.optimizer == pytest.approx(14e9 + 40e6 * 16)
+    spread = training_memory(seven, zero=3, processes=4, item=2, micro_tokens=1, trained=40e6)
+    assert spread.weights + spread.gradients + spread.optimizer == pytest.approx((14e9 + 40e6 * 16) / 4)
+
+
+def test_with_adapters_no_product_is_made_for_the_gradients_of_other_weights() -> None:
+    """A layer's product takes 2 operations forward and 2 for its input's gradient; only adapters take 2 more for their own."""
+    smol, texts = shape(SMOL), Texts(tokens=100, attended=0, predicted=100, batches=1)
+    found = pass_amounts(smol, texts, Texts(), 4, adapters=1_000_000)["product_flop"]
+    assert found == pytest.approx(100 * (4 * (smol.body + smol.head) + 6 * 1_000_000))
+    again = pass_amounts(smol, texts, Texts(), 4, adapters=1_000_000, recompute=True)["product_flop"]
+    assert again == pytest.approx(100 * (6 * (smol.body + smol.head) + 8 * 1_000_000))
+    groups = [(100, [50] * 8)]
+    whole, low = (train_spans(smol, 4, groups, Loop(processes=2, adapters=a)) for a in (None, 1_000_000))
+    assert low["optimizer"]["optimizer_bytes"] == ADAM_TRAFFIC * 1_000_000
+    assert low["update"]["exchange_bytes"] / whole["update"]["exchange_bytes"] == pytest.approx(1e6 / 134_515_008)
 
 
 def test_activations_of_a_llama_layer() -> None:
@@ -199,7 +260,7 @@ def test_r1_zero_on_512_h800_comes_out_within_a_factor_of_2_of_198_hours(factor:
 
 
 def test_devices_have_sources_and_unknown_ones_are_refused() -> None:
-    assert set(gpus()) == {"h800", "h100", "a100"}
+    assert set(gpus()) == {"h800", "h100", "a100", "rtx4090"}
     with pytest.raises(UserError, match="h900"):
         gpu_device("h900", {})
     v3 = gpu_device("h800", {})

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.engine.adapters import adapted, plain_weights
 from stages.engine.settings import Lora
@@ -169,6 +169,17 @@ def test_adapters_begin_as_the_seed_says():
 def test_adapters_have_the_format_of_their_weights():
     model = adapted(tiny_llama().bfloat16(), Lora(), seed=0)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
+def test_adapters_of_experts_that_are_one_array_are_refused():
+    """Their products could not be added to the weights again, so nothing would sample with them."""
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    config = AutoConfig.for_model("qwen3_moe", **size, num_key_value_heads=2, num_experts=4, moe_intermediate_size=16)
+    with pytest.raises(UserError, match=r"lora\.targets: experts that are one array cannot have adapters; name linear layers"):
+        adapted(AutoModelForCausalLM.from_config(config), Lora(), 0)
+    named = adapted(AutoModelForCausalLM.from_config(config), Lora(targets=("q_proj",)), 0)
+    assert {name for name, _ in plain_weights(named)} == set(AutoModelForCausalLM.from_config(config).state_dict())
 
 
 def test_an_adapter_for_no_layer_is_refused():
