@@ -12,23 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
 from stages.engine.adapters import is_adapted, plain_weights
+from stages.engine.lean_deepspeed import deepspeed
 from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
 from stages.store.clock import clock
-
-# DeepSpeed would compile this op on a machine's first run, which takes a minute and a compiler. Only its inference
-# all-reduce uses it, and training never calls that.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
 
 BUCKET = 2**22
 """Entries of gradients after which ranks sum what has come together, without ZeRO; a larger weight is not cut."""

@@ -10,15 +10,10 @@ inside the optimizer of the pinned version.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from torch import Tensor
+
+from stages.engine.lean_deepspeed import deepspeed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEPS = "optimizer_steps"
@@ -99,9 +94,9 @@ def _read(engine: Any, parameter: Any, what: str) -> Tensor:
     if _is_plain(engine):
         found: Tensor = parameter if what == "weight" else engine.optimizer.state[parameter][what]
     elif what == "weight":
-        found = safe_get_full_fp32_param(parameter)
+        found = deepspeed.utils.safe_get_full_fp32_param(parameter)
     else:
-        found = safe_get_full_optimizer_state(parameter, what)
+        found = deepspeed.utils.safe_get_full_optimizer_state(parameter, what)
     return found
 
 
@@ -111,9 +106,9 @@ def _write(engine: Any, parameter: Any, what: str, value: Tensor) -> None:
     elif hasattr(parameter, "ds_id"):
         _write_piece(parameter, what, value)
     elif what != "weight":
-        safe_set_full_optimizer_state(parameter, value, what)
+        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, what)
     elif not _is_plain(engine):
-        safe_set_full_fp32_param(parameter, value)
+        deepspeed.utils.safe_set_full_fp32_param(parameter, value)
     if what == "weight":
         # The copy that the model computes with; under ZeRO 3 it is cut as well.
         cut = hasattr(parameter, "ds_id")
