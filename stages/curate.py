@@ -89,7 +89,8 @@ class _Chosen:
         self._review = review_path(context.folder.path / "review", config.review_file)
         self._rewriting = None
         if config.rewrite is not None:
-            self._rewriting = Rewriting(config.rewrite, context.folder, context.stop, config.filters, config.rewards)
+            located = config.rewards.located(context.inputs)
+            self._rewriting = Rewriting(config.rewrite, context.folder, context.stop, config.filters, located)
 
     def _kept(self, number: int) -> list[tuple[Kept, str | None]]:
         """The chosen answers of a chunk, each with what it fails once it is rewritten, if it is."""

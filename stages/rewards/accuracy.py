@@ -24,7 +24,7 @@ from stages.rewards.settings import Rewards
 from stages.rewards.verifiers import Asked, Verifier, judge
 
 LONGEST_EXPRESSION = 1000
-"""Characters; a longer answer is wrong without being looked at."""
+"""Characters; a longer answer is wrong without being looked at, unless it is the reference word for word."""
 _PLAIN = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _TWO_NUMBERS = re.compile(r"[0-9]\s+[0-9]+(?!\s*/)")
 
@@ -47,8 +47,11 @@ def numeric(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:  # noqa:
 
 def math(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:
     """Right when math-verify says so; what needs no algebra is decided without it."""
-    quick = [_quick(a.problem.answer, a.answer) for a in asked]
-    hard = [(a.problem.answer, a.answer) for a, verdict in zip(asked, quick, strict=True) if verdict is None]
+    pairs = [(a.problem.answer, a.answer) for a in asked]
+    quick = [_quick(*pair) for pair in pairs]
+    # With a long answer only the reference is read: if that cannot be done, nothing is known of the answer either.
+    short = [(reference, answer if len(answer) <= LONGEST_EXPRESSION else "") for reference, answer in pairs]
+    hard = [pair for pair, verdict in zip(short, quick, strict=True) if verdict is None]
     limits = rewards.limits()
     pool = MathPool(limits.cpu_s, rewards.verify_processes, wall_s=limits.wall_s, shared=True)
     judged = iter(pool.judge(hard) if hard else [])
@@ -81,10 +84,10 @@ def _numeric(reference: str, answer: str) -> Verdict:
 
 def _quick(reference: str, answer: str) -> Verdict | None:
     """The verdict where no algebra is needed, else None."""
-    if _normal(reference) == _normal(answer):
+    if _normal(reference) == _normal(answer) and answer.strip():
         return "right"
     if len(answer) > LONGEST_EXPRESSION:
-        return "wrong"
+        return "wrong" if _PLAIN.fullmatch(reference.strip()) else None
     if _PLAIN.fullmatch(reference.strip()):
         if parse_number(answer) == parse_number(reference):
             return "right"

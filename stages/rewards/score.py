@@ -43,13 +43,22 @@ def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: st
 
 
 def _preferences(rewards: Rewards, episodes: list[Episode]) -> dict[int, float]:
-    """Number of an episode -> what the reward model says; an answer cut at the limit is not shown to it."""
+    """Number of an episode -> what the reward model says.
+
+    An answer cut at the limit is not shown to it and has what the least liked of its group has: the model's numbers may all be
+    below 0, and then nothing at all would be better than any answer. Of a group that is cut throughout, all have 0.
+    """
     whole = [number for number, episode in enumerate(episodes) if not episode.truncated]
     if rewards.preference_model is None or not whole:
         return {}
     from stages.rewards.preference import preferences
 
-    return dict(zip(whole, preferences(rewards.preference_model, [episodes[n] for n in whole]), strict=True))
+    found = dict(zip(whole, preferences(rewards.preference_model, [episodes[n] for n in whole]), strict=True))
+    least: dict[str, float] = {}
+    for number in whole:
+        problem = episodes[number].problem.id
+        least[problem] = min(found[number], least.get(problem, found[number]))
+    return found | {n: least.get(e.problem.id, 0.0) for n, e in enumerate(episodes) if n not in found}
 
 
 def _parts(rewards: Rewards, episode: Episode, max_tokens: int, key: str) -> dict[str, float]:

@@ -113,6 +113,10 @@ class Rewards(Config):
                 if part not in PARTS and part not in self.functions:
                     known = ", ".join([*PARTS, *self.functions])
                     raise ValueError(f"gates: there is no part `{part}`; known: {known}")
+            if name == "preference":  # its numbers may be below 0, and then a shut gate would pay
+                raise ValueError(
+                    "gates: `preference` may be any number, also below 0, so nothing can shut it out; weigh it instead"
+                )
             if name == gate:
                 raise ValueError(f"gates: `{name}` cannot be its own gate")
         return self

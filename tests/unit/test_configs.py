@@ -49,7 +49,7 @@ def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name,
     assert len({s.model_dump_json() for s in (zero.problems, zero.held_out, measured.held_out)}) == 3
     second = [recipe.stages["second_test.zero"].held_out] if mawps else []
     assert zero.decontaminate.against == (measured.held_out, *second)
-    assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (8, 16, 1.5e-5, 0, 4)
+    assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (8, 32, 1.5e-5, 0, 4)
     assert len(zero.template.examples) == (5 if mawps else 3) and zero.template.open_thinking
     if mawps:
         cuts = [(s.offset, s.limit) for s in (zero.problems, zero.held_out, measured.held_out)]
@@ -67,6 +67,28 @@ def test_the_full_recipe_has_the_papers_seven_stages():
     quick = load_recipe(ROOT / "configs/quickstart.yaml")
     for name in ("base", "zero", "cold_start_data", "cold_start", "reasoning"):
         assert semantic(recipe.stages[name]) == semantic(quick.stages[name]), "done once, it is reused"
+
+
+def test_the_last_part_of_the_last_rl_differs_by_its_reward_alone(tmp_path):
+    """As it stands in the recipe, a comment until one has a reward model."""
+    text = (
+        (ROOT / "configs/recipes/r1-full.yaml")
+        .read_text()
+        .replace("extends: r1.yaml", f"extends: {ROOT}/configs/recipes/r1.yaml")
+    )
+    before, _, rest = text.partition("  #   reward_model: ")
+    lines = ("  #   reward_model: " + rest).splitlines()
+    count = next(number for number, line in enumerate(lines) if not line.startswith("  #   "))
+    given = ["  " + line.removeprefix("  #   ") for line in lines[:count]]
+    (tmp_path / "full.yaml").write_text(before + "\n".join([*given, *lines[count:]]))
+    settings = [*PROBLEMS, f"stages.base.path={ROOT}", f"stages.small_base.path={ROOT}", "stages.reward_model.hub=some/model"]
+    recipe = load_recipe(tmp_path / "full.yaml", settings)
+    first, last = recipe.stages["all_scenarios"], recipe.stages["all_scenarios_last"]
+    assert (first.steps, last.steps, last.continues) == (1300, 1700, "all_scenarios@1300")
+    assert (first.rewards.preference, last.rewards.preference) == (0, 1)
+    same = last.model_copy(update={name: getattr(first, name) for name in ("steps", "continues")})
+    without = last.rewards.model_copy(update={"preference": 0.0, "preference_model": None})
+    assert same.model_copy(update={"rewards": without}) == first
 
 
 def test_the_recipe_has_the_papers_figures():

@@ -224,3 +224,18 @@ def test_what_a_spreadsheet_would_compute_or_cut_is_harmless(tmp_path, monkeypat
     assert all(row["answer"].startswith("'\t<think>") for row in rows)
     run_on(tmp_path, monkeypatch, texts, **fields)
     assert [row["completion"] for row in dataset(tmp_path)] == [text for group in texts.values() for text in group]
+
+
+def test_the_reward_model_of_a_stage_is_found_for_what_is_rewritten_too(tmp_path, rollout, server, monkeypatch):
+    asked = set()
+
+    def preferences(settings, episodes):
+        asked.add((settings.path, any("So 1+1=2" in e.text for e in episodes)))
+        return [0.0] * len(episodes)
+
+    monkeypatch.setattr("stages.rewards.preference.preferences", preferences)
+    rewards = {"verifier": "exact", "language_target": "digits", "preference": 0.1, "preference_model": {"stage": "judge"}}
+    given = context(tmp_path, **rewriting(server), rewards=rewards)
+    given.inputs["rewards.preference_model.stage"] = tmp_path / "judge"
+    KIND.run(given)
+    assert asked == {(str(tmp_path / "judge"), False), (str(tmp_path / "judge"), True)}

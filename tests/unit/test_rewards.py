@@ -59,6 +59,12 @@ ANSWERS = [
 ]
 
 
+def test_a_long_answer_is_wrong_unless_the_reference_cannot_be_read():
+    long = "1" * 1001
+    pairs = [("5", long), (r"\frac{1}{2}", long), ("", long), ("", "5"), ("", ""), (long, long)]
+    assert verdicts(pairs, "math") == ["wrong", "wrong", "none", "none", "none", "right"]
+
+
 @pytest.mark.parametrize(("text", "answer", "strict", "lenient"), ANSWERS)
 def test_tags(text, answer, strict, lenient):
     assert final_answer(text) == answer

@@ -210,6 +210,40 @@ def test_the_preference_is_the_models_logit_whatever_the_batch(preference_folder
     assert [e.scored.total for e in found] == pytest.approx([2 * x for x in logits], abs=1e-5)
 
 
+def test_an_answer_cut_at_the_limit_is_liked_no_better_than_any_of_its_group(preference_folder, monkeypatch):
+    """Also where the model says numbers below 0 of all, and nothing would be better."""
+    model = PreferenceModel(path=str(preference_folder), device="cpu")
+    rewards = Rewards(accuracy=0.0, format=0.0, preference=2.0, preference_model=model, verifier="exact")
+    said = {"a": -3.0, "b": -1.0, "c": 5.0, "d": 4.0}
+    monkeypatch.setattr(
+        "stages.rewards.preference.preferences", lambda _, episodes: [said[e.text.rpartition(" ")[2]] for e in episodes]
+    )
+    asked = [("1", "a"), ("1", "cut"), ("1", "b"), ("2", "c"), ("2", "cut"), ("2", "d"), ("3", "cut")]
+    episodes = [
+        Episode(
+            Problem(of, "q", "5", ""),
+            n,
+            "q",
+            [1],
+            [2],
+            [0.0],
+            f"<think>b</think> {text}",
+            "length" if text == "cut" else "stop",
+        )
+        for n, (of, text) in enumerate(asked)
+    ]
+    score(rewards, episodes, max_tokens=8, key="k")
+    assert [e.scored.parts["preference"] for e in episodes] == [-3.0, -3.0, -1.0, 5.0, 4.0, 4.0, 0.0]
+    assert [e.scored.total for e in episodes] == [-6.0, -6.0, -2.0, 10.0, 8.0, 8.0, 0.0]
+
+
+def test_a_preference_cannot_be_gated():
+    """A shut gate counts as 0, which is more than a number below 0: being wrong would pay."""
+    model = PreferenceModel(path="somewhere")
+    with pytest.raises(ValidationError, match="gates: `preference` may be any number, also below 0"):
+        Rewards(preference=1.0, preference_model=model, gates={"preference": "accuracy"})
+
+
 def test_a_folder_without_a_preference_model_is_told(tmp_path):
     from tests.conftest import tiny_llama
 
