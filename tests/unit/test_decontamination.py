@@ -221,6 +221,14 @@ def test_a_recipe_tells_its_evaluations(tmp_path):
     assert mine.decontaminate.against == ()
 
 
+def test_a_recipe_tells_the_users_own_documents_too(tmp_path):
+    own = jsonl(tmp_path / "own.jsonl", {"prompt": "x", "completion": "y"})
+    more = [f"stages.own={{kind: dataset, path: {own}}}", "shared.decontaminate={}"]
+    recipe = load_recipe(ROOT / "configs/quickstart.yaml", more)
+    assert recipe.stages["own"].decontaminate == recipe.stages["zero"].decontaminate
+    assert recipe.stages["own"].decontaminate.against
+
+
 def config(tmp_path, **settings):
     toy = {"source": "toy", "count": 3}
     given = {
