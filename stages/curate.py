@@ -40,7 +40,7 @@ def run(context: StageContext[CurateConfig]) -> Result:
         config.rewrite.endpoint.key()  # before anything is sampled
     source = load_problem_set(config.problems, "problems")
     asked = {example.question for example in template.examples}
-    cleaned = decontaminated(config, source.problems)
+    cleaned = decontaminated(config, source.problems, examples=template.examples)
     taken = cleaned.problems[: config.count]
     problems = [p for p in taken if config.few_shot is None or p.question not in asked]
     sampled = Sampled(context, problems, template, passes=1 if config.rewrite is None else 2)

@@ -1,10 +1,12 @@
 """A dataset of the user's in place of a stage's: prompts and completions, questions and completions, or conversations.
 
 The output is what `curate` writes and `sft` reads: parquet with prompt, completion, problem id and source. Rows that cannot be
-used are named by file and line, counted and left out. The paper's own 800k documents are not published; this is where others
+used are named by file and line, counted and left out, as are, where the recipe decontaminates, those whose prompt an evaluation
+asks; what is learned is not searched. The paper's own 800k documents are not published; this is where others
 come in.
 """
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,18 +14,23 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.evals.contamination import decontaminated
+from stages.problems.decontamination import Cleaned, Decontaminated
+from stages.problems.episode import Problem
 from stages.problems.rows import Row, read_rows
 from stages.problems.templates import Template
-from stages.store.config import ExternalPath, ModelRef, StageConfig
+from stages.store.config import ExternalPath, ModelRef
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
 
 SHOWN = 5
 """Refused rows that are named one by one; the rest are counted."""
+_MARK = re.compile(r"<\|\w+\|>|\[/?INST\]")
+"""What chat templates put around what is said: a short question ends there, as at the end of a line."""
 
 
-class DatasetConfig(StageConfig):
+class DatasetConfig(Decontaminated):
     """Where the documents come from. A row with `messages` is a conversation, any other has a prompt and a completion."""
 
     kind: Literal["dataset"]
@@ -45,7 +52,7 @@ class DatasetConfig(StageConfig):
     problem: str = "problem_id"
     """Column that names the problem a row is about: rows of one problem are held out together. It may be missing."""
     limit: int | None = Field(default=None, ge=1)
-    """At most so many rows, from the file's start; all by default."""
+    """At most so many rows, from the file's start; all by default. What an evaluation asks is left out of these."""
 
 
 class Refused(Exception):
@@ -55,20 +62,23 @@ class Refused(Exception):
 def run(context: StageContext[DatasetConfig]) -> Result:
     """Read the rows and write the dataset.
 
-    Raises UserError when no row can be used.
+    Raises UserError when no row can be used, or when evaluations ask every one.
     """
     config = context.config
     path, place = Path(config.path), context.inputs.get("tokenizer")
     refused: Counter[str] = Counter()
     columns: set[str] = set()
     documents: list[dict[str, Any]] = []
+    asked: list[str] = []
     chat = Chat(place)
     for row in read_rows(path):
         if config.limit is not None and len(documents) == config.limit:
             break
         columns |= row.values.keys()
         try:
-            documents.append(_document(row, config, chat) | {"source": path.stem, "row": row.number})
+            document, question = _document(row, config, chat)
+            documents.append(document | {"source": path.stem, "row": row.number})
+            asked.append(question)
         except Refused as reason:
             if refused.total() < SHOWN:
                 print(f"warning: {path}: line {row.number}: {reason}; the row is left out", file=sys.stderr)
@@ -80,12 +90,29 @@ def run(context: StageContext[DatasetConfig]) -> Result:
     if refused.total() > SHOWN:
         rows = refused.total() + len(documents)
         print(f"warning: {path}: {refused.total()} of {rows} rows are left out", file=sys.stderr)
+    documents, cleaned = _unasked(config, documents, asked)
     metrics = {"documents": float(len(documents)), "left_out": float(refused.total())}
+    if config.decontaminate is not None:
+        metrics["decontaminated"] = float(len(cleaned.leaks))
     with whole_folder(context.folder.output("dataset")) as folder:
         _write(folder / "train.parquet", documents)
         write_json(folder / "report.json", {**metrics, "refused": dict(refused)})
     remarks = [f"path: {refused.total()} rows left out ({counts})"] if counts else []
-    return Result(metrics=metrics, notes={"refused": dict(refused)}, remarks=remarks)
+    notes = {"refused": dict(refused), "decontaminated": cleaned.report()}
+    return Result(metrics=metrics, notes=notes, remarks=[*remarks, *cleaned.remarks("path")])
+
+
+def _unasked(config: DatasetConfig, documents: list[dict[str, Any]], asked: list[str]) -> tuple[list[dict[str, Any]], Cleaned]:
+    """The documents whose question, in `asked`, no evaluation asks; all where the recipe does not decontaminate."""
+    problems = [
+        Problem(f"{document['source']}:{document['row']}", question, "", document["source"])
+        for document, question in zip(documents, asked, strict=True)
+    ]
+    examples = config.template.examples if config.question is not None else ()
+    cleaned = decontaminated(config, problems, examples=examples, where="path")
+    left_out = {leak.problem for leak in cleaned.leaks}
+    pairs = zip(documents, problems, strict=True)
+    return [document for document, problem in pairs if problem.id not in left_out], cleaned
 
 
 class Chat:
@@ -96,9 +123,8 @@ class Chat:
         self._folder = folder
         self._tokenizer: Any = None
 
-    def render(self, messages: Any) -> tuple[str, str]:
-        """Prompt and completion. Raises Refused for what is no conversation, or when the template changes the answer."""
-        said = _said(messages)
+    def render(self, said: list[dict[str, str]]) -> tuple[str, str]:
+        """Prompt and completion. Raises Refused when the template refuses the conversation or changes the answer."""
         tokenizer = self._loaded()
         try:
             prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
@@ -144,20 +170,25 @@ def _said(messages: Any) -> list[dict[str, str]]:
     return said
 
 
-def _document(row: Row, config: DatasetConfig, chat: Chat) -> dict[str, Any]:
+def _document(row: Row, config: DatasetConfig, chat: Chat) -> tuple[dict[str, Any], str]:
+    """The document, and what of it an evaluation may ask: without what the template puts around it."""
     if row.fault:
         raise Refused(row.fault)
     problem = row.values.get(config.problem)
     if isinstance(problem, str) and not _is_text(problem):
         raise Refused(f"column `{config.problem}` has half a character in it")
     if (messages := row.values.get(config.messages)) is not None:
-        prompt, completion = chat.render(messages)
+        said = _said(messages)
+        prompt, completion = chat.render(said)
+        question = "\n".join(message["content"] for message in said[:-1])
     elif config.question is not None:
-        prompt = config.template.render(_text(row, config.question))
+        question = _text(row, config.question)
+        prompt = config.template.render(question)
         completion = _text(row, config.completion).removeprefix(config.template.opened)
     else:
         prompt, completion = _text(row, config.prompt), _text(row, config.completion)
-    return {"prompt": prompt, "completion": completion, "problem_id": None if problem is None else str(problem)}
+        question = _MARK.sub("\n", prompt)
+    return {"prompt": prompt, "completion": completion, "problem_id": None if problem is None else str(problem)}, question
 
 
 def _text(row: Row, column: str) -> str:

@@ -87,7 +87,7 @@ def run(context: StageContext[RLConfig]) -> Result:
     trained = [problem for problem in problems.problems if problem.question not in kept_back]
     if not trained:
         raise UserError("every problem is held out", where="problems", mend="train on others than `held_out`")
-    cleaned = decontaminated(config, trained, held_out.problems)
+    cleaned = decontaminated(config, trained, held_out.problems, config.template.examples)
     folder = context.inputs["policy"]
     tokenizer = load_tokenizer(folder)
     device = pick_device(config.compute.device)

@@ -6,6 +6,7 @@ from stages.evals.settings import EvaluationConfig
 from stages.problems.decontamination import Cleaned, Decontaminated, without_leaks
 from stages.problems.episode import Problem
 from stages.problems.sources import load_problem_set
+from stages.problems.templates import Example
 from stages.store.config import StageConfig
 from stages.store.errors import UserError
 
@@ -31,10 +32,17 @@ def told_the_evaluations(stages: Mapping[str, StageConfig]) -> dict[str, StageCo
     return told
 
 
-def decontaminated(config: Decontaminated, problems: list[Problem], held_out: Sequence[Problem] = ()) -> Cleaned:
+def decontaminated(
+    config: Decontaminated,
+    problems: list[Problem],
+    held_out: Sequence[Problem] = (),
+    examples: Sequence[Example] = (),
+    where: str = "problems",
+) -> Cleaned:
     """The problems that no evaluation asks; all of them where the settings ask for no decontamination.
 
-    `held_out`: what the stage itself measures with. Raises UserError when an evaluation's questions cannot be read, or when
+    `held_out`: what the stage itself measures with; `examples`: the worked examples that it shows, which are told of and kept;
+    `where`: the field that brings the problems. Raises UserError when an evaluation's questions cannot be read, or when
     evaluations ask every problem.
     """
     settings = config.decontaminate
@@ -47,10 +55,10 @@ def decontaminated(config: Decontaminated, problems: list[Problem], held_out: Se
     ]
     asked += lm_eval_questions(settings.tasks or (), settings.task_files or ())
     asked += [(f"held_out: {problem.id}", problem.question) for problem in held_out]
-    cleaned = without_leaks(problems, asked, settings.n)
+    cleaned = without_leaks(problems, asked, settings.n, examples)
     if not cleaned.problems:
         what = f"evaluations ask every problem ({cleaned.leaks[0].problem} is {cleaned.leaks[0].found_in}, and so on)"
-        raise UserError(what, where="problems", mend="train on others than the evaluations ask")
+        raise UserError(what, where=where, mend="train on others than the evaluations ask")
     return cleaned
 
 

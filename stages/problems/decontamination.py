@@ -1,11 +1,13 @@
-"""Training problems that an evaluation asks are left out: what was trained on cannot be measured.
+"""Training problems and documents that an evaluation asks are left out: what was trained on cannot be measured.
 
 The R1 paper leaves out whatever shares 10 words in a row with an evaluation's question; the default here is 13, as is usual.
-Only questions are compared. A problem that was paraphrased or translated is not found by this.
+Only questions are compared, and of a document what is read, its prompt: an answer works out many short sums that are short
+questions too. A worked example that an evaluation asks is told and stays, for the recipe's author chose it. A problem that was
+paraphrased or translated is not found by this.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,6 +15,7 @@ from pydantic import Field
 from stages.problems.episode import Problem
 from stages.problems.ngrams import Questions
 from stages.problems.sources import ProblemSource
+from stages.problems.templates import Example
 from stages.store.config import ADDED, Config, ExternalPath, StageConfig
 
 
@@ -30,11 +33,11 @@ class Decontamination(Config):
 
 
 class Decontaminated(StageConfig):
-    """What stages have that train on problems, or make data of them."""
+    """What stages have that train on problems, or bring data for that."""
 
     decontaminate: Annotated[Decontamination | None, ADDED] = None
-    """Leaves out problems that an evaluation asks, by n-grams; `{}` for the defaults. By default only what is held out
-    word for word is left out."""
+    """Leaves out problems, or documents by their prompts, that an evaluation asks, by n-grams; `{}` for the defaults. By
+    default only problems held out word for word are left out."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,15 @@ class Cleaned:
     problems: list[Problem]
     leaks: list[Leak]
     n: int
+    examples: list[Leak] = field(default_factory=list)
+    """Worked examples that an evaluation asks."""
 
     def remarks(self, where: str) -> list[str]:
         """What to tell of what was left out, if anything was."""
+        shown = "the evaluation's question is shown with its answer"
+        told_first = [f"warning: {leak.problem} is {leak.found_in}: {shown}" for leak in self.examples]
         if not self.leaks:
-            return []
+            return told_first
         counts: dict[str, int] = {}
         for leak in self.leaks:
             source = leak.found_in.rpartition(":")[0]
@@ -68,17 +75,21 @@ class Cleaned:
         told = ", ".join(f"{number} × {source}" for source, number in counts.items())
         first = self.leaks[0]
         example = f"the first: {first.problem} is {first.found_in}"
-        return [f"{where}: {len(self.leaks)} left out, because an evaluation asks them ({told}; {example})"]
+        left_out = f"{where}: {len(self.leaks)} left out, because an evaluation asks them ({told}; {example})"
+        return [*told_first, left_out]
 
     def report(self) -> dict[str, Any]:
         """Every problem left out, for a stage's notes."""
-        return {"n": self.n, "left_out": [asdict(leak) for leak in self.leaks]}
+        report = {"n": self.n, "left_out": [asdict(leak) for leak in self.leaks]}
+        return report | ({"examples": [asdict(leak) for leak in self.examples]} if self.examples else {})
 
 
-def without_leaks(problems: list[Problem], asked: Iterable[tuple[str, str]], n: int) -> Cleaned:
+def without_leaks(
+    problems: list[Problem], asked: Iterable[tuple[str, str]], n: int, examples: Sequence[Example] = ()
+) -> Cleaned:
     """Leave out the problems whose question is found among those asked.
 
-    `asked`: name (`evaluation: gsm8k_test:17`) and text of each evaluation's question.
+    `asked`: name (`evaluation: gsm8k_test:17`) and text of each evaluation's question. `examples`: the template's, which stay.
     """
     questions = Questions(n)
     for name, question in asked:
@@ -89,4 +100,9 @@ def without_leaks(problems: list[Problem], asked: Iterable[tuple[str, str]], n: 
             kept.append(problem)
         else:
             leaks.append(Leak(problem.id, found.name, found.words))
-    return Cleaned(kept, leaks, n)
+    shown = [
+        Leak(f"worked example {number}", found.name, found.words)
+        for number, found in enumerate(questions.find([example.question for example in examples]), start=1)
+        if found is not None
+    ]
+    return Cleaned(kept, leaks, n, shown)

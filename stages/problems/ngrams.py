@@ -2,7 +2,8 @@
 
 The usual rule (GPT-3, appendix C, n = 13): two texts that share n words in a row are the same problem. Phrases are excepted
 (`where m and n are relatively prime positive integers find m`): n words that several different questions have, or more than 10
-of the texts (GPT-3's number). A whole question is always found, however often it is there.
+different texts (GPT-3's number). A whole question is always found, however often it is there. One question may be there several
+times, with other words around it (a prompt) or in two evaluations: that makes no phrase of it.
 
 What the rule cannot judge is a question of fewer than n words. Such a one is looked for whole, numbers and signs of arithmetic
 included (`3 + 5` is not `3 - 5`): from 8 words and signs on anywhere, shorter ones only where sentences begin and end, because
@@ -20,7 +21,7 @@ from itertools import accumulate
 SHORTEST_ANYWHERE = 8
 """Words and signs of the shortest question that is looked for inside sentences (the least n that GPT-3 used)."""
 COMMON = 10
-"""Texts that may share n words with a question; words that more of them have are a phrase (GPT-3)."""
+"""Texts that may share n words with a question, and questions that may share a text; what more of them have is a phrase."""
 ANCHOR = 24
 """Characters by which whole questions are looked up, before they are compared."""
 
@@ -103,22 +104,26 @@ class Questions:
         """`n`: words in a row that make two texts the same."""
         self.n = n
         self._known: set[tuple[str, str]] = set()
-        self._ngrams: dict[str, str | None] = {}
+        self._named: dict[str, dict[str, None]] = {}
+        self._told_by: dict[str, str] | None = None
         self._whole: dict[str, list[tuple[str, str]]] = {}
         self._short: dict[str, str] = {}
         self._middle: dict[int, dict[str, list[tuple[str, str]]]] = {}
         self._longest = 0
 
     def add(self, name: str, question: str) -> None:
-        """Look for this question too; one that is there already keeps its first name."""
+        """Look for this question too; one that is there already keeps its first name.
+
+        Several texts under one name are one question, as are texts of which one contains the other.
+        """
         found, exact = words(question), tokens(question)
         whole = "".join(found)
+        if len(found) >= self.n:
+            self._named.setdefault(" ".join(found), {})[name] = None
+            self._told_by = None
         if (whole, _key(exact)) in self._known:
             return
         self._known.add((whole, _key(exact)))
-        for ngram in self._ngrams_of(found):
-            # In another question too: it tells neither of them.
-            self._ngrams[ngram] = None if ngram in self._ngrams else name
         if len(found) >= self.n and len(whole) >= ANCHOR:
             self._whole.setdefault(whole[:ANCHOR], []).append((whole, name))
         elif exact:
@@ -129,20 +134,34 @@ class Questions:
 
     def find(self, texts: Sequence[str]) -> list[Found | None]:
         """What each of the texts has of the questions, if anything."""
+        if self._told_by is None:
+            self._told_by = self._index()
+        told_by = self._told_by
         whole: list[Found | None] = []
         shared: list[list[str]] = []
+        distinct: dict[str, list[str]] = {}  # a text that is there often, as prompts of several answers are, makes no phrase
         for text in texts:
             found = words(text)
             whole.append(self._find_whole(found) or self._find_sentences(text) or self._find_middle(text, found))
-            shared.append([ngram for ngram in self._ngrams_of(found) if self._ngrams.get(ngram) is not None])
-        often = Counter(ngram for ngrams in shared for ngram in ngrams)
-        return [w or self._told(ngrams, often) for w, ngrams in zip(whole, shared, strict=True)]
+            shared.append([ngram for ngram in self._ngrams_of(found) if ngram in told_by])
+            if shared[-1]:
+                distinct[" ".join(found)] = shared[-1]
+        often = Counter(ngram for ngrams in distinct.values() for ngram in ngrams)
+        told = [next((Found(told_by[ngram], ngram) for ngram in ngrams if often[ngram] <= COMMON), None) for ngrams in shared]
+        return [w or t for w, t in zip(whole, told, strict=True)]
 
-    def _told(self, ngrams: list[str], often: Counter[str]) -> Found | None:
-        for ngram in ngrams:
-            if often[ngram] <= COMMON and (name := self._ngrams[ngram]) is not None:
-                return Found(name, ngram)
-        return None
+    def _index(self) -> dict[str, str]:
+        """The n-grams that tell a question, and its name. What is in different questions tells none of them."""
+        owners: dict[str, tuple[str, str] | None] = {}
+        # The shortest first: whatever else has the n-gram must contain that one, or be of the same document.
+        for text, names in sorted(self._named.items(), key=lambda item: len(item[0])):
+            padded = f" {text} "
+            for ngram in self._ngrams_of(text.split(" ")):
+                owner = owners.setdefault(ngram, (next(iter(names)), padded))
+                apart = owner is not None and owner[0] not in names and owner[1] not in padded
+                if apart or len(names) > COMMON:  # the instructions of a task, say
+                    owners[ngram] = None
+        return {ngram: owner[0] for ngram, owner in owners.items() if owner is not None}
 
     def _ngrams_of(self, found: list[str]) -> list[str]:
         """The different n-grams of a text's words, in order."""

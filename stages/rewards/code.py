@@ -7,8 +7,9 @@ The program is the last ```python block of the final answer. The problem's refer
 - `{"function": "add", "cases": [{"args": [1, 2], "returns": 3}, ...]}`: tuples count as lists, as JSON has none;
 - `{"inputs": [...], "outputs": [...], "fn_name": "add"}`, as APPS, TACO and LiveCodeBench have it; without `fn_name`, texts.
 
-All tests must pass. Expected results stay in this process: the program sees its standard input, or which of its functions are
-called and with what, and can win only by giving the results. `none` says that the sandbox failed or the tests cannot be read.
+All tests must pass, each within its time, all within the answer's (`answer time`). Expected results stay in this process: the
+program sees its standard input, or which of its functions are called and with what, and can win only by giving the results.
+`none` says that the sandbox failed or the tests cannot be read.
 """
 
 import functools
@@ -192,8 +193,12 @@ def _listed(value: Any) -> Any:
 
 
 def _judge_outputs(program: str, pairs: list[tuple[str, str]], settings: Sandbox) -> Judgement:
+    left = settings.whole_s
     for number, (given, expected) in enumerate(pairs, 1):
-        ended = run(program, settings=settings, stdin=given.encode())
+        if left <= 0:
+            return Judgement("wrong", "answer time", f"test {number}: not begun")
+        ended = run(program, settings=settings, stdin=given.encode(), left_s=left)
+        left -= ended.seconds
         if (bad := _ended_badly(ended)) is not None:
             return Judgement("wrong", bad, _detail(f"test {number}", ended))
         if _lines(ended.stdout.decode(errors="replace")) != _lines(expected):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,7 @@ from pydantic import Field, model_validator
 from stages.rewards import sandbox_boot
 from stages.rewards.sandbox_calls import REFUSED, call_filter
 from stages.rewards.sandbox_watch import Ended, Limits, SandboxFailed, Supervisor
-from stages.store.config import EXECUTION, Config
+from stages.store.config import ADDED, EXECUTION, Config
 from stages.store.errors import UserError
 
 WHERE = "rewards.sandbox"
@@ -36,7 +37,7 @@ _MIB = 1 << 20
 
 
 class Sandbox(Config):
-    """What a judged program may use. Every limit holds per run: one test case, or all asserts together."""
+    """What a judged program may use. Every limit but `answer_s` holds per run: one test case, or all asserts together."""
 
     isolation: Annotated[Literal["bubblewrap", "unsafe-none"], EXECUTION] = "bubblewrap"
     """`unsafe-none` runs what the model wrote with your rights and your network, under limits alone: only in a container or
@@ -48,6 +49,9 @@ class Sandbox(Config):
     """Programs judged at a time; by default one for each processor of this process, 8 at most."""
     time_s: float = Field(default=10.0, gt=0)
     """Wall-clock seconds, start of the interpreter not counted."""
+    answer_s: Annotated[float | None, ADDED] = Field(default=None, gt=0)
+    """Wall-clock seconds of all runs of one answer together, starts of the interpreter not counted: however many tests there
+    are, one answer takes no longer. Null: six times `time_s`."""
     cpu_s: int = Field(default=5, ge=1)
     """Processor seconds of each process."""
     memory_mb: int = Field(default=512, ge=64)
@@ -69,6 +73,11 @@ class Sandbox(Config):
         """Programs judged at a time."""
         return self.parallel or min(8, len(os.sched_getaffinity(0)))
 
+    @property
+    def whole_s(self) -> float:
+        """Seconds of all runs of one answer together."""
+        return 6 * self.time_s if self.answer_s is None else self.answer_s
+
 
 def ready(settings: Sandbox) -> list[str]:
     """Remarks for the stage that is about to judge programs; `UserError` when they cannot be held here."""
@@ -80,14 +89,21 @@ def ready(settings: Sandbox) -> list[str]:
     return []
 
 
-def run(source: str, *, settings: Sandbox, stdin: bytes = b"", asked: list[str] | None = None) -> Ended:
+def run(
+    source: str, *, settings: Sandbox, stdin: bytes = b"", asked: list[str] | None = None, left_s: float | None = None
+) -> Ended:
     """Run a program to its end. `SandboxFailed` when it did not start, `UserError` when there is no sandbox here.
 
     `asked`: expressions evaluated after the program, with its names. Standard output is then one JSON list with an item for
     each, `["value", encoded]` or `["raised", text]`; what the program prints goes to standard error.
+    `left_s`: seconds that its answer has left, by default all; the stop is `answer time` where they are what ends it.
     """
     ready(settings)
-    return _run(source, settings, stdin, asked)
+    left_s = settings.whole_s if left_s is None else left_s
+    if left_s >= settings.time_s:
+        return _run(source, settings, stdin, asked)
+    ended = _run(source, settings.model_copy(update={"time_s": left_s}), stdin, asked)
+    return replace(ended, stop="answer time") if ended.stop == "time" else ended
 
 
 def _run(source: str, settings: Sandbox, stdin: bytes, asked: list[str] | None) -> Ended:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-Stop = Literal["time", "processor time", "memory", "processes", "output", "disk"]
-"""What a program can be stopped by."""
+Stop = Literal["time", "answer time", "processor time", "memory", "processes", "output", "disk"]
+"""What a program can be stopped by; `answer time`: what all runs of one answer have together."""
 
 START_LIMIT_S = 30.0
 """Seconds that the sandbox and the interpreter may take until the program starts; not the program's own time."""
@@ -71,6 +71,8 @@ class Ended:
     """The limit that stopped it, if one did."""
     code: int
     """Exit status; 128 + the signal's number when it was killed."""
+    seconds: float
+    """Wall-clock seconds from the start of the program."""
 
 
 def cause(text: str) -> Stop | None:
@@ -86,7 +88,7 @@ class Supervisor:
         """`ready`: the reading end of the pipe on which one byte says that the program starts."""
         self._process, self._ready, self._left, self._limits, self._sandboxed = process, ready, stdin, limits, sandboxed
         self._stdout, self._stderr, self._written = bytearray(), b"", 0
-        self._started, self._longest = False, 0.0
+        self._started, self._begun, self._longest = False, 0.0, 0.0
         self._first: int | None = None
         self._deadline = time.monotonic() + START_LIMIT_S
 
@@ -105,6 +107,7 @@ class Supervisor:
                 for source in (process.stdout, process.stderr, self._ready, ended):
                     selector.register(source, selectors.EVENT_READ)
                 stop = self._loop(selector, ended)
+                seconds = time.monotonic() - self._begun
         finally:
             self._kill()
             os.close(ended)
@@ -122,7 +125,7 @@ class Supervisor:
             stop = "processor time"
         if stop is None and code == 1:
             stop = cause(stderr)
-        return Ended(bytes(self._stdout), stderr, stop, code)
+        return Ended(bytes(self._stdout), stderr, stop, code, seconds)
 
     def _loop(self, selector: selectors.BaseSelector, ended: int) -> Stop | None:
         """Until the program ends by itself, or a limit is passed."""
@@ -136,7 +139,8 @@ class Supervisor:
                     self._started = os.read(self._ready, 1) == b"r"
                     selector.unregister(self._ready)
                     self._first = self._first_process()
-                    self._deadline = time.monotonic() + self._limits.time_s
+                    self._begun = time.monotonic()
+                    self._deadline = self._begun + self._limits.time_s
                 elif key.fileobj is self._process.stdin:
                     self._feed(selector)
                 elif not self._read(key.fd):

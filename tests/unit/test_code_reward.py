@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -9,6 +10,8 @@ from stages.rewards.code import Judgement, judge, judgements, program_of
 from stages.rewards.code_asserts import Opaque, UnreadableTests, decode, read_asserts
 from stages.rewards.sandbox import Sandbox
 from stages.rewards.sandbox_boot import encode
+from stages.rewards.sandbox_watch import Ended
+from stages.store.config import semantic
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 SUMS = {"stdin": [{"input": "1 2\n", "output": "3\n"}, {"input": "10 -4\n", "output": "6"}]}
@@ -196,6 +199,61 @@ def test_the_failed_test_is_named() -> None:
     assert judgements([(third, program)], Sandbox()) == [Judgement("wrong", "differs", "assert rotate([1], 1) == [2]")]
     outputs = json.dumps({"stdin": [{"input": "", "output": "3"}, {"input": "", "output": "4"}]})
     assert judgements([(outputs, answer("print(3)"))], Sandbox()) == [Judgement("wrong", "differs", "test 2")]
+
+
+def slow(tests: int, seconds: float) -> tuple[str, str]:
+    """A reference of many tests, and a program that is right and takes so long on each."""
+    pairs = [{"input": str(n), "output": str(n)} for n in range(tests)]
+    return json.dumps({"stdin": pairs}), answer(f"import time\ntime.sleep({seconds})\nprint(input())")
+
+
+@needs_bubblewrap
+def test_all_tests_of_an_answer_have_one_limit() -> None:
+    """Each of 100 tests is within its own limit, and none is begun once the answer's is spent."""
+    begun = time.monotonic()
+    (judgement,) = judgements([slow(100, 0.4)], Sandbox(time_s=5.0, answer_s=1.0))
+    assert (judgement.verdict, judgement.reason) == ("wrong", "answer time")
+    assert judgement.detail.startswith(("test 2", "test 3"))  # the first takes 0.4 of its 1 s at least
+    assert time.monotonic() - begun < 20
+    assert judge([slow(3, 0.1)], Sandbox(time_s=5.0, answer_s=5.0)) == ["right"]
+
+
+@needs_bubblewrap
+def test_the_last_test_is_shortened_and_a_tests_own_limit_keeps_its_name() -> None:
+    never = slow(1, 1000.0)
+    values = (json.dumps({"asserts": ["assert f() == 1"]}), answer("import time\ndef f(): time.sleep(1000)"))
+    begun = time.monotonic()
+    short = Sandbox(time_s=100.0, answer_s=0.5)
+    assert [j.reason for j in judgements([never, values], short)] == ["answer time", "answer time"]
+    assert time.monotonic() - begun < 20
+    assert [j.reason for j in judgements([never, values], Sandbox(time_s=0.5))] == ["time", "time"]
+
+
+def test_what_was_run_before_counts_against_the_next_test(monkeypatch) -> None:
+    left: list[float] = []
+
+    def took(seconds: float):
+        def run(_program: str, *, left_s: float, **_other: object) -> Ended:
+            left.append(left_s)
+            return Ended(b"0", "", None, 0, seconds)
+
+        monkeypatch.setattr("stages.rewards.code.run", run)
+        left.clear()
+
+    pairs = json.dumps({"stdin": [{"input": "", "output": "0"}] * 100})
+    settings = Sandbox(isolation="unsafe-none", time_s=10.0)
+    took(9.0)
+    expected = Judgement("wrong", "answer time", "test 8: not begun")
+    assert judgements([(pairs, answer("print(0)"))], settings) == [expected]
+    assert left == [60.0, 51.0, 42.0, 33.0, 24.0, 15.0, 6.0]
+    took(0.5)
+    assert judge([(pairs, answer("print(0)"))], settings) == ["right"]
+
+
+def test_the_limit_of_an_answer_is_no_part_of_a_fingerprint_that_does_not_set_it() -> None:
+    assert "answer_s" not in semantic(Sandbox())
+    assert semantic(Sandbox(answer_s=60.0))["answer_s"] == 60.0
+    assert (Sandbox(time_s=2.0).whole_s, Sandbox(answer_s=7.0).whole_s) == (12.0, 7.0)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name,
         assert cuts == [(0, 331), (331, 40), (371, 160)], "no problem is in two of them"
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-7b-8gpu", "deepseek-v3", "smollm2-gsm8k"])
+def test_a_real_models_training_leaves_out_what_its_evaluations_ask(name):
+    stages = load_recipe(ROOT / f"configs/{name}.yaml", PROBLEMS).stages
+    measured = stages["evaluation.zero"].held_out
+    told = [config.decontaminate for config in stages.values() if config.kind in ("rl", "curate")]
+    assert len(told) >= 3
+    assert all(settings is not None and measured in settings.against for settings in told)
+
+
 def test_the_full_recipe_has_the_papers_seven_stages():
     recipe = load_recipe(ROOT / "configs/quickstart-full.yaml")
     inputs = {name: set(stage_inputs(config).values()) for name, config in recipe.stages.items()}

@@ -156,6 +156,45 @@ def test_a_phrase_of_several_questions_or_of_many_texts_is_no_leak():
     assert questions.find([whole])[0].name == "e:1"  # whole questions are found all the same
 
 
+LONG = "A farmer with 12 cows and 31 hens sells 4 cows on Monday, then buys 9 hens from a neighbour: how many animals are his?"
+PART = f"Warm up. {' '.join(LONG.split()[2:17])} has he for his land? Say why."
+
+
+def test_one_question_that_is_there_in_several_texts_is_no_phrase():
+    wrapped = f"Read the task and think before you answer.\nQuestion: {LONG}\nAnswer:"
+    for texts in (
+        [("t: 1", LONG), ("t: 1", wrapped)],
+        [("t: 1", wrapped), ("t: 1", LONG)],
+        [("t: 1", wrapped), ("t: 1", f"{LONG} Give a number.")],  # of one document, and neither contains the other
+        [("evaluation: e:1", LONG), ("t: 8", LONG), ("t: 8", wrapped), ("held_out: h:3", LONG.upper())],
+        [("t: 1", wrapped), ("u: 1", f"Q: {LONG} A:"), ("held_out: h:3", LONG)],
+    ):
+        questions = Questions(13)
+        for name, text in texts:
+            questions.add(name, text)
+        (found,) = questions.find([PART])
+        assert found is not None and found.name in {name for name, _ in texts}
+        assert questions.find(["Again, with hens alone: " + LONG[:40]]) == [None]
+
+
+def test_what_the_prompts_of_a_task_share_is_no_leak():
+    rule = "Think about it step by step and then give the answer as one number on the last line of your reply."
+    asked = [(f"t: {n}", text) for n in range(12) for text in (f"What is {n} + {n + 1}?", f"{rule} What is {n} + {n + 1}?")]
+    questions = Questions(13)
+    for name, text in asked:
+        questions.add(name, text)
+    assert questions.find([f"{rule} Where is Rome?"]) == [None]
+    for n in range(12):  # in tasks whose instructions are a field of every document
+        questions.add(f"u: {n}", rule)
+    assert questions.find([f"{rule[:-12]} sheet. Where is Rome?"]) == [None]
+
+
+def test_a_part_that_one_prompt_of_many_answers_has_is_found():
+    questions = Questions(13)
+    questions.add("e:1", LONG)
+    assert all(questions.find([PART] * 16))
+
+
 def test_words_and_signs():
     assert " ".join(words("Émile's  naïve 9-kilometer walk: $1,000 or 2.5?!")) == "émiles naïve 9 kilometer walk 1000 or 2 5"
     assert words("Ｗｈａｔ ½ x²") == ["what", "1", "2", "x2"]
@@ -180,6 +219,14 @@ def test_a_recipe_tells_its_evaluations(tmp_path):
     assert semantic(zero) != semantic(plain.stages["zero"])
     mine = load_recipe(ROOT / "configs/quickstart.yaml", [*more, "stages.zero.decontaminate={against: []}"]).stages["zero"]
     assert mine.decontaminate.against == ()
+
+
+def test_a_recipe_tells_the_users_own_documents_too(tmp_path):
+    own = jsonl(tmp_path / "own.jsonl", {"prompt": "x", "completion": "y"})
+    more = [f"stages.own={{kind: dataset, path: {own}}}", "shared.decontaminate={}"]
+    recipe = load_recipe(ROOT / "configs/quickstart.yaml", more)
+    assert recipe.stages["own"].decontaminate == recipe.stages["zero"].decontaminate
+    assert recipe.stages["own"].decontaminate.against
 
 
 def config(tmp_path, **settings):
@@ -219,6 +266,24 @@ def test_against_sources_held_out_and_lm_eval_tasks(tmp_path):
     assert [problem.question for problem in cleaned.problems] == ["What is 4 + 4?"]
     with pytest.raises(UserError, match=r"evaluations ask every problem \(train:1 is evaluation: test:2"):
         decontaminated(settings, train[1:2])
+
+
+def test_a_part_of_a_tasks_question_is_found_and_located(tmp_path):
+    rows = [{"question": f"{name}: {LONG[2:]}".replace("12", f"{n}2"), "answer": "48"} for n, name in enumerate(NAMES, 1)]
+    rows.append(
+        {"question": "What is left of a cake of 8 parts when Ann, Tom and Raj eat 2 of them each at noon?", "answer": "2"}
+    )
+    data = jsonl(tmp_path / "data.jsonl", *rows)
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        'output_type: generate_until\ndoc_to_text: "Q: {{question}} A:"\ndoc_to_target: answer\n'
+    )
+    train = problems_of(["Say what is left of a cake of 8 parts when Ann, Tom and Raj eat one each.", "How old is Eva?"])
+    again = {"against": [{"source": "file", "path": str(data)}], "task_files": [str(task)]}
+    for settings, place in (({"task_files": [str(task)]}, "mine: 6"), (again, "evaluation: data:6")):
+        cleaned = decontaminated(config(tmp_path, **settings), train, [Problem("h:1", rows[-1]["question"], "2", "h")])
+        assert [(leak.problem, leak.found_in) for leak in cleaned.leaks] == [("train:0", place)]
 
 
 def test_the_report_is_plain_json(tmp_path):

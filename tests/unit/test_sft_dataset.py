@@ -9,9 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from stages.dataset import KIND, DatasetConfig
+from stages.problems.decontamination import Decontamination
 from stages.problems.templates import Template
 from stages.problems.toy import save_toy_tokenizer
-from stages.store.config import external_paths, stage_inputs
+from stages.store.config import external_paths, semantic, stage_inputs
 from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
@@ -171,6 +172,61 @@ def test_conversations_without_a_chat_template_are_a_mistake(tmp_path):
         make(tmp_path / "stage", path)
     with pytest.raises(UserError, match="tokenizer: the model has no chat template"):
         make(tmp_path / "stage", path, tmp_path / "plain", tokenizer="base")
+
+
+LONG = "A farmer with 12 cows and 31 hens sells 4 cows on Monday, then buys 9 hens: how many animals are his by then?"
+
+
+def against(tmp_path):
+    rows = [{"question": LONG, "answer": "48"}, {"question": "What is 3 + 5?", "answer": "8"}]
+    return {"n": 13, "against": [{"source": "file", "path": str(lines(tmp_path / "test.jsonl", rows))}]}
+
+
+def test_documents_whose_prompts_an_evaluation_asks_are_left_out_and_located(tmp_path, chat):
+    part = f"Say: {' '.join(LONG.split()[1:16])} he bought, why?"
+    answered = [{"prompt": part, "completion": f"{n}"} for n in range(12)]  # several answers to one question
+    rows = [
+        {"prompt": "<|user|>What is 3 + 5?<|end|><|assistant|>", "completion": "8"},
+        "not json",
+        *answered,
+        {"messages": [message("system", "s"), message("user", "what is 3+5"), message("assistant", "8")]},
+        {"messages": [message("user", "What is 3 - 5?"), message("assistant", f"I do not know. {LONG} What is 3 + 5?")]},
+        {"prompt": "What is 3 + 51?", "completion": "54"},
+    ]
+    path = lines(tmp_path / "mine.jsonl", rows)
+    result = make(tmp_path / "stage", path, chat, tokenizer="base", decontaminate=against(tmp_path))
+    assert [row["row"] for row in written(tmp_path / "stage")] == [16, 17]  # what is learned is not searched
+    assert result.metrics == {"documents": 2, "left_out": 1, "decontaminated": 14}
+    told = result.notes["decontaminated"]
+    assert told["n"] == 13
+    places = {"mine:1": 2, "mine:15": 2} | {f"mine:{row}": 1 for row in range(3, 15)}
+    found = {leak["problem"]: leak["found_in"] for leak in told["left_out"]}
+    assert found == {row: f"evaluation: test:{number}" for row, number in places.items()}
+    what = "path: 14 left out, because an evaluation asks them (14 × evaluation: test; the first: mine:1 is evaluation: test:2)"
+    assert result.remarks == ["path: 1 rows left out (1 × not JSON)", what]
+    plain = make(tmp_path / "plain", path, chat, tokenizer="base")
+    assert (plain.metrics, len(plain.remarks)) == ({"documents": 16, "left_out": 1}, 1)
+    lines(path, rows[:1])
+    with pytest.raises(UserError, match=r"path: evaluations ask every problem \(mine:1 is evaluation: test:2"):
+        make(tmp_path / "none", path, decontaminate=against(tmp_path))
+    assert not (tmp_path / "none/dataset").exists()
+
+
+def test_questions_are_looked_for_without_their_template_and_its_examples_are_told(tmp_path):
+    rows = [{"question": q, "completion": "8"} for q in ("What is 3 + 5?", "What is 5 + 3?")]
+    example = {"question": "what is 3+5", "thinking": "3 + 5 = 8", "answer": "8"}
+    fields = {"question": "question", "template": {"examples": [example]}, "decontaminate": against(tmp_path)}
+    result = make(tmp_path / "stage", lines(tmp_path / "mine.jsonl", rows), **fields)
+    assert [row["row"] for row in written(tmp_path / "stage")] == [2]
+    asked = "warning: worked example 1 is evaluation: test:2: the evaluation's question is shown with its answer"
+    assert result.remarks[0] == asked and len(result.remarks) == 2
+    assert result.notes["decontaminated"]["examples"][0]["found_in"] == "evaluation: test:2"
+
+
+def test_decontamination_is_no_part_of_a_fingerprint_that_has_none():
+    config = DatasetConfig(kind="dataset", path="x.jsonl")
+    assert "decontaminate" not in semantic(config)
+    assert semantic(config.model_copy(update={"decontaminate": Decontamination()})) != semantic(config)
 
 
 def test_the_file_and_the_tokenizers_stage_are_inputs(tmp_path):
