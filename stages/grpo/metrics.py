@@ -57,7 +57,7 @@ NAMES = {
     "rollout/length_right": "tokens of a right answer, mean",
     "rollout/length_wrong": "tokens of a wrong answer, mean",
     "rollout/truncated": "share of answers cut at the limit",
-    "rollout/no_verdict": "share of answers the verifier had no verdict on, among those judged",
+    "rollout/no_verdict": "share of answers without verdict; unjudged ones count where rewards of yours failed on some",
     "rollout/several_answers": "share of answers that state several final answers",
     "rollout/zero_variance": "share of groups whose rewards are all equal: they carry no signal",
     "rollout/pass_at_k": "share of judged problems with at least one right answer among their k = `samples`",
@@ -119,14 +119,17 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """
     episodes = [episode for group in groups for episode in group.episodes]
     judged = [episode for episode in episodes if episode.problem.judged]
+    # An unjudged answer has a verdict `none` where a function of the user's said nothing: then its kind counts too.
+    counted = episodes if any(e.scored.verdict == "none" and not e.problem.judged for e in episodes) else judged
     found = {
         "rollout/length": fmean(len(e.completion_ids) for e in episodes),
         "rollout/truncated": fmean(float(e.truncated) for e in episodes),
         "rollout/several_answers": fmean(float(several_answers(e.text)) for e in episodes),
         "rollout/reflective_words": fmean(reflective_words(e.text) for e in episodes),
     }
+    if counted:
+        found["rollout/no_verdict"] = fmean(float(e.scored.verdict == "none") for e in counted)
     if judged:
-        found["rollout/no_verdict"] = fmean(float(e.scored.verdict == "none") for e in judged)
         found["rollout/pass_at_k"] = pass_at_k(groups)
     if len(groups[0].episodes) > 1:
         found["rollout/zero_variance"] = float(zero_variance(*rewards_of(groups)).double().mean())

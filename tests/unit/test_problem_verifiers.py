@@ -12,6 +12,7 @@ from stages.evaluate_model import EvaluateModelConfig
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rewards_of, rollout_metrics
 from stages.grpo.prepare import prepare
 from stages.grpo.settings import GRPO
+from stages.grpo.train import Trainer
 from stages.problems.episode import Episode, Group, Problem
 from stages.problems.gym import GymSource
 from stages.problems.sources import FileSource, HubSource, MixtureSource, Part, load_problem_set, verifiers_asked
@@ -22,6 +23,7 @@ from stages.rewards.verifiers import Asked, canaries_missed, judge, used
 from stages.rollout.records import SCHEMA, _read, read_groups, write_groups
 from stages.store.config import semantic
 from stages.store.errors import UserError
+from stages.store.folders import StageFolder
 from tests.conftest import ROOT
 from tests.unit.test_problems import jsonl
 
@@ -243,6 +245,8 @@ def test_unjudged_answers_are_in_no_number_about_right_and_wrong(liked, monkeypa
     monkeypatch.setattr("stages.rewards.score.function_parts", lambda _rewards, episodes: [None] * len(episodes))
     (lost,) = scored(liked, poems(formed("a poem")))
     assert lost.episodes[0].scored.verdict == "none"
+    assert rollout_metrics([lost])["rollout/no_verdict"] == 1
+    assert rollout_metrics([Group(general(), [*lost.episodes, groups[0].episodes[0]])])["rollout/no_verdict"] == 1 / 2
 
 
 # --- what is checked before a stage begins ---
@@ -260,6 +264,19 @@ def test_canaries_of_every_verifier_that_is_used(monkeypatch):
     missed = canaries_missed(rewards, ["exact", "numeric"])
     assert missed == ["`$5.00` for `5` is wrong, not right", "`5` for `n/a` is wrong, not none"]
     assert canaries_missed(rewards) == []
+
+
+def test_training_watches_the_canaries_of_its_problems_verifiers(tmp_path, monkeypatch):
+    train, held_out = mixture(tmp_path, "exact", "unjudged"), ToySource(source="toy", count=2, verifier="numeric")
+    rewards = Rewards(verifier="math")
+    config = rl.RLConfig(kind="rl", policy="p", problems=train, held_out=held_out, rewards=rewards, questions=4)
+    folder = StageFolder(tmp_path / "stage")
+    context = SimpleNamespace(config=config, inputs={}, rank=0, world_size=1, main=True, folder=folder)
+    problems, kept_back = (load_problem_set(source, "p").problems for source in (train, held_out))
+    trainer = Trainer(context, None, None, problems, kept_back)
+    assert trainer.verifiers == ["exact", "numeric"]
+    monkeypatch.setattr("stages.rewards.accuracy.numeric", lambda asked, rewards: ["wrong"] * len(asked))
+    assert trainer._watch().see(config.health.canary_every, {})["health/canaries_missed"] == 2
 
 
 def test_a_source_of_programs_wants_the_sandbox_before_anything_is_loaded(tmp_path, monkeypatch):
