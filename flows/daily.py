@@ -16,7 +16,7 @@ def add_daily_commands(command: Callable[..., P], place: P) -> None:
     rollouts.add_argument("stage", metavar="STAGE", help=f"{stage}: of kind rl, curate or evaluate")
     rollouts.add_argument("--step", type=_count, help="of this step of training, or chunk of problems")
     rollouts.add_argument("--last", metavar="N", type=_positive, help="of the N newest steps")
-    rollouts.add_argument("--verdict", choices=("right", "wrong", "none"))
+    rollouts.add_argument("--verdict", choices=("right", "wrong", "none", "unjudged"))
     rollouts.add_argument("--problem", metavar="ID", help="answers to this problem")
     rollouts.add_argument("--sort", choices=("reward", "length"), help="the largest first")
     rollouts.add_argument("--limit", type=_count, default=20, help="most answers; 0: all (default: 20)")

@@ -19,8 +19,9 @@ from stages.curation.rewrite import REFUSED, Rewriting
 from stages.curation.sampled import Sampled
 from stages.curation.settings import CurateConfig
 from stages.evals.contamination import decontaminated
-from stages.problems.sources import load_problem_set
+from stages.problems.sources import load_problem_set, verifiers_asked
 from stages.problems.templates import Template
+from stages.rewards.verifiers import used
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
@@ -35,7 +36,8 @@ def run(context: StageContext[CurateConfig]) -> Result:
     Raises UserError when nothing is left, and while verdicts of a review are missing.
     """
     config = context.config
-    template, judged = _template(config), config.rewards.remarks()
+    template = _template(config)
+    judged = config.rewards.remarks(used(verifiers_asked(config.problems), config.rewards.verifier))
     if config.rewrite is not None:
         config.rewrite.endpoint.key()  # before anything is sampled
     source = load_problem_set(config.problems, "problems")

@@ -11,8 +11,9 @@ from typing import Literal
 from stages.evals.settings import EvaluationConfig
 from stages.evals.statistics import mean
 from stages.problems.episode import Group
-from stages.problems.sources import load_problem_set
+from stages.problems.sources import load_problem_set, verifiers_asked
 from stages.rewards.score import score
+from stages.rewards.verifiers import used
 from stages.store.config import ModelRef
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
@@ -72,7 +73,8 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     config, folder = context.config, context.folder
     source = load_problem_set(config.held_out, "held_out")
     problems = {problem.id: problem for problem in source.problems}
-    judged, rewards = config.rewards.remarks(), config.rewards.located(context.inputs)
+    verifiers = used(verifiers_asked(config.held_out), config.rewards.verifier)
+    judged, rewards = config.rewards.remarks(verifiers), config.rewards.located(context.inputs)
 
     def scored(groups: Sequence[Group]) -> None:
         episodes = [episode for group in groups for episode in group.episodes]

@@ -13,9 +13,10 @@ from stages.engine.settings import Lora
 from stages.evals.contamination import decontaminated
 from stages.grpo.settings import GRPO
 from stages.problems.decontamination import Decontaminated
-from stages.problems.sources import ProblemSource, load_problem_set
+from stages.problems.sources import ProblemSource, load_problem_set, unjudged_at, verifiers_asked
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
+from stages.rewards.verifiers import used
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.store.config import ADDED, ModelRef
@@ -60,6 +61,10 @@ class RLConfig(Decontaminated, GRPO):
             raise ValueError("sampling.temperature must be above 0 in training: greedy answers of a group are all the same")
         if self.rewards.overlong_buffer is not None and self.rewards.overlong_buffer > self.sampling.max_tokens:
             raise ValueError("rewards.overlong_buffer must not be larger than sampling.max_tokens")
+        unjudged = unjudged_at(self.problems, "problems") or unjudged_at(self.held_out, "held_out")
+        if unjudged and not self.rewards.beside_accuracy:
+            what = f"{unjudged} is unjudged, and its answers can earn nothing but accuracy, which they do not have"
+            raise ValueError(f"{what}: give `rewards.preference` (with its model) or another part a weight")
         return self
 
 
@@ -80,7 +85,7 @@ def run(context: StageContext[RLConfig]) -> Result:
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
 
     config = context.config
-    remarks = config.rewards.remarks()
+    remarks = config.rewards.remarks(used(verifiers_asked(config.problems, config.held_out), config.rewards.verifier))
     problems = load_problem_set(config.problems, "problems")
     held_out = load_problem_set(config.held_out, "held_out")
     kept_back = {problem.question for problem in held_out.problems}

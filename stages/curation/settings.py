@@ -9,9 +9,10 @@ from stages.curation.few_shot import FewShot
 from stages.curation.filters import Filters
 from stages.curation.rewrite import Rewrite
 from stages.problems.decontamination import Decontaminated
-from stages.problems.sources import ProblemSource
+from stages.problems.sources import ProblemSource, unjudged_at, verifiers_asked
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
+from stages.rewards.verifiers import used
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.store.config import ADDED, EXECUTION, ModelRef
@@ -61,6 +62,9 @@ class CurateConfig(Decontaminated):
     def _fits(self) -> Self:
         if self.few_shot is not None and self.template.name == "question":
             raise ValueError("the template `question` takes no worked examples (few_shot)")
-        if self.rewrite is not None and self.rewrite.summary and self.rewards.verifier != "math":
+        if key := unjudged_at(self.problems, "problems"):
+            raise ValueError(f"{key} is unjudged, and only right answers are kept: leave it out, or name a verifier for it")
+        verifiers = used(verifiers_asked(self.problems), self.rewards.verifier)
+        if self.rewrite is not None and self.rewrite.summary and verifiers != ["math"]:
             raise ValueError("a summary holds more than the final answer: rewrite.summary needs the verifier `math`")
         return self

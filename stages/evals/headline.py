@@ -16,12 +16,13 @@ def problem_metrics(group: Group, rewards: Rewards) -> dict[str, float]:
     no verdict. What it has above `accuracy` is about what the format alone would bring.
     """
     right = [e.scored.verdict == "right" for e in group.episodes]
+    verifier = None if group.problem.verifier == "unjudged" else group.problem.verifier
     answers = [None if e.truncated else final_answer(e.text, rewards.answer_in) for e in group.episodes]
     k = len(right)
     numbers = {
         "accuracy": mean([float(r) for r in right]),
         "accuracy_lenient": mean([float(r or _states(e)) for r, e in zip(right, group.episodes, strict=True)]),
-        "cons_at_k": majority_credit(answers, right, lambda a, b: same_answer(a, b, rewards)),
+        "cons_at_k": majority_credit(answers, right, lambda a, b: same_answer(a, b, rewards, verifier)),
         "format": mean([e.scored.parts.get("format", 0.0) for e in group.episodes]),
         "truncated": mean([float(e.truncated) for e in group.episodes]),
         "no_verdict": mean([float(e.scored.verdict == "none") for e in group.episodes]),

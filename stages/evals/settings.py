@@ -1,10 +1,10 @@
 """The settings that `evaluate` and `evaluate_model` share: one protocol for every model that is compared."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.problems.sources import ProblemSource
+from stages.problems.sources import ProblemSource, unjudged_at
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
@@ -33,3 +33,9 @@ class EvaluationConfig(StageConfig):
     """Further lm-eval tasks by name (`gsm8k`), run through the same engine with their own settings."""
     task_files: tuple[ExternalPath, ...] = ()
     """Further lm-eval tasks as YAML files; their content is part of the fingerprint."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if key := unjudged_at(self.held_out, "held_out"):
+            raise ValueError(f"{key} is unjudged, so there is nothing to evaluate: leave it out, or name a verifier for it")
+        return self

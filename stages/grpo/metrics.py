@@ -37,7 +37,7 @@ NAMES = {
     "value/return": "return, mean over tokens (PPO)",
     "reward/total": "weighted reward, mean over answers",
     "reward/std": "its standard deviation over answers",
-    "reward/accuracy": "share of right answers, without verdict counted as not right",
+    "reward/accuracy": "share of right answers among those judged, without verdict counted as not right",
     "reward/format": "share of answers in the strict format",
     "reward/language": "share of the thinking in the target language, mean over answers that think",
     "reward/overlong": "soft punishment of answers near the limit, -1 to 0, mean (only with `rewards.overlong`)",
@@ -57,15 +57,15 @@ NAMES = {
     "rollout/length_right": "tokens of a right answer, mean",
     "rollout/length_wrong": "tokens of a wrong answer, mean",
     "rollout/truncated": "share of answers cut at the limit",
-    "rollout/no_verdict": "share of answers the verifier had no verdict on",
+    "rollout/no_verdict": "share of answers without verdict; unjudged ones count where rewards of yours failed on some",
     "rollout/several_answers": "share of answers that state several final answers",
     "rollout/zero_variance": "share of groups whose rewards are all equal: they carry no signal",
-    "rollout/pass_at_k": "share of problems with at least one right answer among their k = `samples`",
+    "rollout/pass_at_k": "share of judged problems with at least one right answer among their k = `samples`",
     "rollout/reflective_words": "words such as wait, check, however in an answer, mean",
     "rollout/groups": "groups trained on (only with dynamic sampling)",
     "rollout/resamples": "further draws of dynamic sampling",
     "eval/reward": "weighted reward on held-out problems",
-    "eval/accuracy": "share of right answers on held-out problems",
+    "eval/accuracy": "share of right answers on judged held-out problems",
     "eval/format": "share in the strict format on held-out problems",
     "eval/language": "share of the thinking in the target language on held-out problems",
     "eval/overlong": "soft punishment of answers near the limit on held-out problems",
@@ -73,7 +73,7 @@ NAMES = {
     "eval/preference": "what the reward model says on held-out problems",
     "eval/random": "fair coin of the control arm on held-out problems",
     "eval/length": "tokens of an answer on held-out problems, mean",
-    "eval/pass_at_k": "share of held-out problems with at least one right answer (with more than one sample)",
+    "eval/pass_at_k": "share of judged held-out problems with at least one right answer (with more than one sample)",
     "health/canaries_missed": "answers with known verdicts that the verifier misjudged (each `health.canary_every` steps)",
     "health/canary": "1 in a step with this alarm, as the following",
     "health/no_verdict": "too many answers without verdict",
@@ -113,16 +113,24 @@ def reward_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Lengths, truncation, verdicts, groups without signal, pass@k, reflective words."""
+    """Lengths, truncation, verdicts, groups without signal, pass@k, reflective words.
+
+    What is about right and wrong is of the judged problems, and left out where there are none.
+    """
     episodes = [episode for group in groups for episode in group.episodes]
+    judged = [episode for episode in episodes if episode.problem.judged]
+    # An unjudged answer has a verdict `none` where a function of the user's said nothing: then its kind counts too.
+    counted = episodes if any(e.scored.verdict == "none" and not e.problem.judged for e in episodes) else judged
     found = {
         "rollout/length": fmean(len(e.completion_ids) for e in episodes),
         "rollout/truncated": fmean(float(e.truncated) for e in episodes),
-        "rollout/no_verdict": fmean(float(e.scored.verdict == "none") for e in episodes),
         "rollout/several_answers": fmean(float(several_answers(e.text)) for e in episodes),
-        "rollout/pass_at_k": pass_at_k(groups),
         "rollout/reflective_words": fmean(reflective_words(e.text) for e in episodes),
     }
+    if counted:
+        found["rollout/no_verdict"] = fmean(float(e.scored.verdict == "none") for e in counted)
+    if judged:
+        found["rollout/pass_at_k"] = pass_at_k(groups)
     if len(groups[0].episodes) > 1:
         found["rollout/zero_variance"] = float(zero_variance(*rewards_of(groups)).double().mean())
     for verdict in ("right", "wrong"):
@@ -139,17 +147,18 @@ def held_out_metrics(groups: Sequence[Group]) -> dict[str, float]:
     found = {f"eval/{name.removeprefix('reward/')}": value for name, value in means.items()}
     found["eval/reward"] = found.pop("eval/total")
     found["eval/length"] = fmean(len(e.completion_ids) for e in episodes)
-    if len(groups[0].episodes) > 1:
+    if len(groups[0].episodes) > 1 and any(group.problem.judged for group in groups):
         found["eval/pass_at_k"] = pass_at_k(groups)
     return found
 
 
 def pass_at_k(groups: Sequence[Group]) -> float:
-    """Share of groups with at least one right answer."""
-    return fmean(float(any(e.scored.verdict == "right" for e in group.episodes)) for group in groups)
+    """Share of the judged problems' groups, of which there must be one, with at least one right answer."""
+    judged = [group for group in groups if group.problem.judged]
+    return fmean(float(any(e.scored.verdict == "right" for e in group.episodes)) for group in judged)
 
 
 def rewards_of(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(groups, G) rewards in float64, and (groups, G) whether each has a verdict."""
+    """(groups, G) rewards in float64, and (groups, G) whether each is known: not where the verdict is `none`."""
     totals = torch.tensor([[e.scored.total for e in group.episodes] for group in groups], dtype=torch.float64)
     return totals, torch.tensor([[e.scored.verdict != "none" for e in group.episodes] for group in groups])

@@ -102,7 +102,8 @@ def prepare(
     """Advantages of a rollout's answers, and the minibatches into which they are split at random (R1, section 2.1).
 
     Answers without verdict, and with `mask_truncated` those cut at the limit, are left out as if they had not been sampled (but
-    a cut one keeps its reward in its group). Answers that have no gradient count in the weights and are not computed.
+    a cut one keeps its reward in its group). Unjudged ones have a reward and stay. Answers that have no gradient count in the
+    weights and are not computed.
     critic: PPO's own value model; with a shared one the policy says the values.
     """
     answers = [Answer(episode) for group in groups for episode in group.episodes]

@@ -25,7 +25,7 @@ from stages.grpo.select import Selection
 from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
 from stages.rewards.health import Watch, summary
-from stages.rewards.verifiers import canaries_missed
+from stages.rewards.verifiers import canaries_missed, used
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
@@ -66,6 +66,7 @@ class Trainer:
         self.sampler = ProblemSampler(problems, config.questions, config.seed)
         self.ahead = Ahead(self.scene, self.sampler, config.questions, config.samples) if config.one_step_off else None
         self.held_out = list(held_out[: config.evaluation.problems])
+        self.verifiers = used((p.verifier for p in (*problems, *self.held_out)), config.rewards.verifier)
         self.selection = Selection()
         self.tokens = 0
         self.position = 0
@@ -260,7 +261,7 @@ class Trainer:
     def _watch(self) -> Watch:
         """Over the steps that the journal has: the same ones after a resume."""
         steps = [line.metrics for line in read(self.context.folder.journal)]
-        return Watch(self.config.health, steps, lambda: canaries_missed(self.scene.rewards))
+        return Watch(self.config.health, steps, lambda: canaries_missed(self.scene.rewards, self.verifiers))
 
     def _unfit(self, watch: Watch | None) -> str:
         """Why the rewards' health ends the stage, on every rank; nothing while it does not."""

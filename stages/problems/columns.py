@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.problems.episode import ProblemVerifier
 from stages.problems.pass_rate import PassRate
 from stages.problems.rows import Row
 from stages.store.config import ADDED, EXECUTION, Config
@@ -40,6 +41,15 @@ class Chosen(Config):
     """Shuffles the problems before `offset` and `limit`; by default they keep the file's order."""
     pass_rate: Annotated[PassRate | None, ADDED] = None
     """Keeps, before shuffling, the problems whose measured pass rate lies between two bounds."""
+    verifier: Annotated[ProblemVerifier | None, ADDED] = None
+    """What judges the answers to these problems, by a name of `rewards.verifier`; `unjudged`: nothing does (a general prompt,
+    rewarded by preference, format and the like; it needs no reference answer). Null: the stage's `rewards.verifier`."""
+
+    @model_validator(mode="after")
+    def _a_rate_is_of_judged_answers(self) -> Self:
+        if self.verifier == "unjudged" and self.pass_rate is not None:
+            raise ValueError("unjudged problems have no pass rate: take out `pass_rate`, or name a verifier that judges them")
+        return self
 
 
 class Columns(Chosen):
@@ -50,7 +60,7 @@ class Columns(Chosen):
     question: str | tuple[str, ...] = "question"
     """Column with the question; of several the texts are joined with a space."""
     answer: str = "answer"
-    """Column with the reference answer."""
+    """Column with the reference answer; where the problems are unjudged it may be missing or empty."""
     id: Annotated[str | None, ADDED] = None
     """Column with a name of the problem; by default its line in the file."""
     answer_after: str | None = Field(default=None, min_length=1)
@@ -92,20 +102,34 @@ class Columns(Chosen):
         """Columns whose texts make the question."""
         return (self.question,) if isinstance(self.question, str) else self.question
 
+    @property
+    def needs_no_answer(self) -> bool:
+        """Whether a row may lack the reference answer."""
+        return self.verifier == "unjudged"
+
 
 def read_columns(row: Row, columns: Columns) -> tuple[str, str, str, str]:
-    """Name within the source, question, answer, and the fault that makes them unusable (empty when there is none)."""
+    """Name within the source, question, answer, and the fault that makes them unusable (empty when there is none).
+
+    An unjudged problem without a usable answer has the answer "".
+    """
     if row.fault:
         return "", "", "", row.fault
-    texts = []
-    for column in (*columns.questions, columns.answer, *([columns.id] if columns.id else [])):
+    texts, answer = [], ""
+    for column in columns.questions:
         text, fault = _text(row, column)
         if fault:
             return "", "", "", fault
         texts.append(text)
-    name = texts.pop() if columns.id else str(row.number)
-    answer, fault = _reference(texts.pop(), row.values[columns.answer], columns)
-    return name, " ".join(texts), answer, fault
+    given, no_answer = _text(row, columns.answer)
+    if no_answer and not columns.needs_no_answer:
+        return "", "", "", no_answer
+    name, fault = _text(row, columns.id) if columns.id else (str(row.number), "")
+    if fault:
+        return "", "", "", fault
+    if not no_answer:
+        answer, no_answer = _reference(given, row.values[columns.answer], columns)
+    return name, " ".join(texts), answer, "" if columns.needs_no_answer else no_answer
 
 
 def _text(row: Row, column: str) -> tuple[str, str]:

@@ -3,8 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Verdict = Literal["right", "wrong", "none"]
-"""`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong."""
+Verdict = Literal["right", "wrong", "none", "unjudged"]
+"""`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong. `unjudged`: there
+is nothing to check, and the answer trains on its other parts."""
+
+Verifier = Literal["exact", "numeric", "math", "reasoning_gym", "code"]
+"""What judges a final answer; the table is in stages/rewards/verifiers.py."""
+
+ProblemVerifier = Literal[Verifier, "unjudged"]
+"""What a source of problems can ask for: a verifier, or that nothing judges its answers."""
 
 
 PARTS = ("accuracy", "format", "language", "overlong", "repetition", "preference", "random")
@@ -13,17 +20,24 @@ PARTS = ("accuracy", "format", "language", "overlong", "repetition", "preference
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with a reference answer that a rule can check."""
+    """A question with a reference answer that a rule can check, or one that has none and is `unjudged`."""
 
     id: str
     """Stable and unique within its source, such as `gsm8k_test:17`; part of the seed of its samples."""
     question: str
     answer: str
-    """The reference answer alone, such as `18`."""
+    """The reference answer alone, such as `18`; may be empty where nothing compares with it."""
     source: str
     """Name of where it came from."""
     metadata: str | None = None
     """What its own verifier needs besides the answer, as JSON; reasoning-gym: see stages/problems/gym.py."""
+    verifier: ProblemVerifier | None = None
+    """What judges its answers; None: the stage's `rewards.verifier`."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether its answers have an accuracy at all."""
+        return self.verifier != "unjudged"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Where problems come from: the toy, a file, a dataset on the Hugging Face hub, reasoning-gym, or a mixture of these.
 
+Each source may name what judges its answers (`verifier`): a mixture can be of mathematics, programs and general prompts.
+
 Rows that are no problem (not JSON, a column missing or empty, no answer marker) are refused, named by file and line, and
 counted; a source of which none is left stops the run.
 """
@@ -7,14 +9,14 @@ counted; a source of which none is left stops the run.
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from stages.problems.columns import Chosen, Columns, read_columns
-from stages.problems.episode import Problem
+from stages.problems.episode import Problem, ProblemVerifier
 from stages.problems.gym import GymSource, gym_rows
 from stages.problems.mixture import draw, shares_of
 from stages.problems.pass_rate import keep_by_pass_rate
@@ -73,6 +75,8 @@ class MixtureSource(Config):
     """Which problems of each part are drawn, and their order."""
 
 
+Plain = ToySource | FileSource | HubSource | GymSource
+"""A source that is no mixture."""
 ProblemSource = Annotated[ToySource | FileSource | HubSource | GymSource | MixtureSource, Field(discriminator="source")]
 
 
@@ -105,6 +109,25 @@ class ProblemSet:
         return {"problems": len(self.problems), "refused": self.refused, "filtered": self.filtered, "parts": parts}
 
 
+def plain_sources(source: ProblemSource, where: str) -> Iterator[tuple[str, Plain]]:
+    """The sources that a source is made of, each with its key: `problems.parts.0.problems`."""
+    if isinstance(source, MixtureSource):
+        for index, part in enumerate(source.parts):
+            yield f"{where}.parts.{index}.problems", part.problems
+    else:
+        yield where, source
+
+
+def verifiers_asked(*sources: ProblemSource) -> set[ProblemVerifier | None]:
+    """What judges the answers to some sources' problems; None is the stage's own verifier."""
+    return {plain.verifier for source in sources for _, plain in plain_sources(source, "")}
+
+
+def unjudged_at(source: ProblemSource, where: str) -> str | None:
+    """The key of the first source whose problems are unjudged, or None."""
+    return next((key for key, plain in plain_sources(source, where) if plain.verifier == "unjudged"), None)
+
+
 def load_problems(source: ProblemSource, where: str) -> list[Problem]:
     """The problems of a source, in their order; see `load_problem_set`."""
     return load_problem_set(source, where).problems
@@ -118,6 +141,13 @@ def load_problem_set(source: ProblemSource, where: str) -> ProblemSet:
     """
     if isinstance(source, MixtureSource):
         return _mix(source, where)
+    found = _load(source, where)
+    if source.verifier is None:
+        return found
+    return replace(found, problems=[replace(problem, verifier=source.verifier) for problem in found.problems])
+
+
+def _load(source: Plain, where: str) -> ProblemSet:
     if isinstance(source, ToySource):
         try:
             return ProblemSet(toy_problems(source))
@@ -171,7 +201,8 @@ def _select(
         mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows with these columns"
         what = f"no problem is left of it ({_counted(refused) or 'no rows'})"
         if isinstance(source, Columns):
-            wanted = " and ".join(f"`{column}`" for column in (*source.questions, source.answer))
+            named = source.questions if source.needs_no_answer else (*source.questions, source.answer)
+            wanted = " and ".join(f"`{column}`" for column in named)
             what += f"; `{where}` wants the columns {wanted}"
         raise UserError(what, where=place, mend=mend)
     longest = source.longest_question

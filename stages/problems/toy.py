@@ -8,12 +8,12 @@ that is rewarded for accuracy alone may think in either script, or mix them, as 
 import hashlib
 import random
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.problems.episode import Problem
-from stages.store.config import Config
+from stages.problems.episode import Problem, ProblemVerifier
+from stages.store.config import ADDED, Config
 
 MODULUS = 7
 DIGITS = "0123456"
@@ -51,6 +51,8 @@ class ToySource(Chains):
     """The two splits never share a question."""
     seed: int = Field(default=0, ge=0)
     """Which problems are drawn."""
+    verifier: Annotated[ProblemVerifier | None, ADDED] = None
+    """As of every source: what judges the answers; null: the stage's `rewards.verifier`."""
 
 
 class ToyDocuments(Chains):

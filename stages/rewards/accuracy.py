@@ -2,7 +2,7 @@ r"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, 
 
 `exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematical expressions with math-verify,
 `reasoning_gym` asks the scorer of the task that made the problem. A verdict `none` (no verdict within the limit, a reference
-that cannot be read) is kept apart from `wrong`.
+that cannot be read) is kept apart from `wrong`. A problem may name a verifier of its own; see stages/rewards/verifiers.py.
 
 >>> verdicts([("5", " 5"), ("5", "5.0")], "exact")
 ['right', 'wrong']
@@ -16,12 +16,12 @@ import json
 import re
 from collections.abc import Sequence
 
-from stages.problems.episode import Problem, Verdict
+from stages.problems.episode import Problem, Verdict, Verifier
 from stages.rewards.math_pool import MathPool, verdict_of
 from stages.rewards.numbers import parse_number
 from stages.rewards.pool import shared_pool
 from stages.rewards.settings import Rewards
-from stages.rewards.verifiers import Asked, Verifier, judge
+from stages.rewards.verifiers import Asked, judge
 
 LONGEST_EXPRESSION = 1000
 """Characters; a longer answer is wrong without being looked at, unless it is the reference word for word."""

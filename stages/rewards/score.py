@@ -1,11 +1,12 @@
 """The scoring of sampled answers: parts, verdict, total (DeepSeek-R1, sections 2.2 and 3.2).
 
-R1-Zero adds accuracy and format with equal weight; the reasoning RL adds language consistency.
+R1-Zero adds accuracy and format with equal weight; the reasoning RL adds language consistency. In the RL for all scenarios
+general prompts are `unjudged`: their answers have no accuracy, and train on the preference and what else is asked for.
 """
 
 import random
 
-from stages.problems.episode import Episode, Problem, Reward, Verdict
+from stages.problems.episode import Episode, Problem, Reward, Verdict, Verifier
 from stages.rewards.format import well_formed
 from stages.rewards.functions import function_parts
 from stages.rewards.language import language_share
@@ -22,7 +23,8 @@ def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: st
     """Give every episode its `reward`. All of them at once, because the verifiers' processes share the work.
 
     max_tokens: the longest answer that was allowed; key: what the control arm's coin depends on beside question and sample.
-    An answer of which one of the user's functions has nothing to say in time has no verdict: its reward is not known.
+    An answer of which one of the user's functions has nothing to say in time has no verdict: its reward is not known. An answer
+    to an unjudged problem has no part `accuracy`, cut or not.
     """
     answers = [None if episode.truncated else final_answer(episode.text, rewards.answer_in) for episode in episodes]
     asked = [Asked(e.problem, a) for e, a in zip(episodes, answers, strict=True) if a is not None]
@@ -30,8 +32,9 @@ def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: st
     own = function_parts(rewards, episodes)
     preferred = _preferences(rewards, episodes)
     for number, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
-        verdict: Verdict = "wrong" if answer is None else next(judged)
-        parts = {"accuracy": float(verdict == "right")} | _parts(rewards, episode, max_tokens, key)
+        verdict: Verdict = ("wrong" if episode.problem.judged else "unjudged") if answer is None else next(judged)
+        accuracy = {"accuracy": float(verdict == "right")} if episode.problem.judged else {}
+        parts = accuracy | _parts(rewards, episode, max_tokens, key)
         if number in preferred:
             parts["preference"] = preferred[number]
         mine = own[number]
@@ -79,8 +82,12 @@ def _parts(rewards: Rewards, episode: Episode, max_tokens: int, key: str) -> dic
     return parts
 
 
-def same_answer(a: str, b: str, rewards: Rewards) -> bool:
-    """Whether two final answers state the same thing, for majority votes. Without a verdict they are different."""
+def same_answer(a: str, b: str, rewards: Rewards, verifier: Verifier | None = None) -> bool:
+    """Whether two final answers state the same thing, for majority votes. Without a verdict they are different.
+
+    verifier: the problem's own; None: the rewards'.
+    """
     if " ".join(a.split()) == " ".join(b.split()):
         return True
-    return VERIFIERS[rewards.verifier].values and judge([Asked(Problem("", "", a, ""), b)], rewards) == ["right"]
+    name = verifier or rewards.verifier
+    return VERIFIERS[name].values and judge([Asked(Problem("", "", a, "", verifier=name), b)], rewards) == ["right"]

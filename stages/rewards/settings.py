@@ -1,17 +1,16 @@
 """What an answer can earn: the settings of a stage's rewards. No torch here: a recipe is checked without it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.problems.episode import PARTS
+from stages.problems.episode import PARTS, Verifier
 from stages.rewards.language import Detection, Language
 from stages.rewards.pool import Limits
 from stages.rewards.sandbox import Sandbox, ready
 from stages.rewards.tags import AnswerPlace
-from stages.rewards.verifiers import Verifier
 from stages.store.config import ADDED, EXECUTION, Config, ExternalPath, ModelRef
 
 
@@ -74,10 +73,12 @@ class Rewards(Config):
     """Weight of a fair coin that has nothing to do with the answer. A control arm: what a policy gains from it, its base had
     (Spurious Rewards, arXiv 2506.10947)."""
     gates: Annotated[dict[str, str], ADDED] = Field(default_factory=dict)
-    """Part -> another that must be 1 for it to count: `{language: accuracy}` rewards the language of right answers only."""
+    """Part -> another that must be 1 for it to count: `{language: accuracy}` rewards the language of right answers only (and of
+    those that are unjudged, which have no accuracy to wait for). A `preference` below 0 counts all the same."""
     verifier: Verifier = "math"
     """How a final answer is compared: `exact` text, `numeric` value, `math` (math-verify), `reasoning_gym` (the scorer of the
-    task that made the problem), or `code` (the answer is a program, the reference its tests: see stages/rewards/code.py)."""
+    task that made the problem), or `code` (the answer is a program, the reference its tests: see stages/rewards/code.py). A
+    source of problems may name its own `verifier`."""
     sandbox: Annotated[Sandbox, ADDED] = Sandbox()
     """What programs may use that the verifier `code` judges; `unsafe-none` alone turns the sandbox off."""
     answer_in: Annotated[AnswerPlace, ADDED] = "tags"
@@ -98,8 +99,7 @@ class Rewards(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        own = any(reward.weight for reward in self.functions.values())
-        if not (self.accuracy or self.format or self.language or self.preference or self.random or own):
+        if not (self.accuracy or self.beside_accuracy):
             raise ValueError("every weight is 0: nothing is rewarded")
         if bool(self.overlong) != (self.overlong_buffer is not None):
             raise ValueError("overlong and overlong_buffer go together: set both, or neither")
@@ -113,10 +113,6 @@ class Rewards(Config):
                 if part not in PARTS and part not in self.functions:
                     known = ", ".join([*PARTS, *self.functions])
                     raise ValueError(f"gates: there is no part `{part}`; known: {known}")
-            if name == "preference":  # its numbers may be below 0, and then a shut gate would pay
-                raise ValueError(
-                    "gates: `preference` may be any number, also below 0, so nothing can shut it out; weigh it instead"
-                )
             if name == gate:
                 raise ValueError(f"gates: `{name}` cannot be its own gate")
         return self
@@ -128,16 +124,34 @@ class Rewards(Config):
     def total(self, parts: Mapping[str, float]) -> float:
         """Weighted sum of the parts whose gates, if they have one, are 1; a gate that was not measured is shut.
 
+        Only an unjudged answer has no accuracy: that counts 0, and a gate on it is open, since nobody can pass it. A preference
+        may be below 0: a shut gate takes from it what it would add, and not what it would take, or being wrong would pay.
+
         >>> rewards = Rewards(accuracy=1.0, format=0.0, language=0.5, gates={"language": "accuracy"})
         >>> rewards.total({"accuracy": 1.0, "language": 0.8}), rewards.total({"accuracy": 0.0, "language": 0.8})
         (1.4, 0.0)
+        >>> rewards.total({"language": 0.8})
+        0.4
         """
-        count = (name for name in parts if name not in self.gates or parts.get(self.gates[name]) == 1.0)
-        return sum(self.weight(name) * parts[name] for name in count)
+        measured = parts if "accuracy" in parts else {**parts, "accuracy": 1.0}
+        shut = {name for name, gate in self.gates.items() if measured.get(gate) != 1.0}
+        counted = {name: value for name, value in parts.items() if name not in shut}
+        if "preference" in parts and "preference" in shut:
+            counted["preference"] = min(0.0, parts["preference"])
+        return sum(self.weight(name) * value for name, value in counted.items())
 
-    def remarks(self) -> list[str]:
-        """What must be said wherever results are shown. Raises UserError where programs are to be judged and cannot be held."""
-        return ready(self.sandbox) if self.verifier == "code" else []
+    @property
+    def beside_accuracy(self) -> bool:
+        """Whether an answer without accuracy, an unjudged one, can earn anything."""
+        own = any(reward.weight for reward in self.functions.values())
+        return bool(self.format or self.language or self.preference or self.random or own)
+
+    def remarks(self, verifiers: Collection[Verifier] | None = None) -> list[str]:
+        """What must be said wherever results are shown. Raises UserError where programs are to be judged and cannot be held.
+
+        verifiers: those that the stage's problems use; None: `verifier` alone.
+        """
+        return ready(self.sandbox) if "code" in ((self.verifier,) if verifiers is None else verifiers) else []
 
     def limits(self) -> Limits:
         """What judging one answer may take."""

@@ -1,20 +1,19 @@
 """The verifiers by name: what judges a final answer, and answers whose verdicts are known (canaries).
 
-A new one is a word in `Verifier` and a row in `VERIFIERS`; its module is imported when it is first asked.
+A new one is a word in `Verifier` (stages/problems/episode.py) and a row in `VERIFIERS`; its module is imported when it is first
+asked. A stage has one for all its problems (`rewards.verifier`), or a source of problems names its own.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from stages.problems.episode import Problem, Verdict
+from stages.problems.episode import Problem, ProblemVerifier, Verdict, Verifier
 from stages.rewards.worker import load
 
 if TYPE_CHECKING:
     from stages.rewards.settings import Rewards
-
-Verifier = Literal["exact", "numeric", "math", "reasoning_gym", "code"]
 
 
 class Asked(NamedTuple):
@@ -58,7 +57,7 @@ def _program(body: str) -> str:
 _TESTS = json.dumps({"function": "f", "cases": [{"args": [1], "returns": 2}]})
 _CHAIN = json.dumps({"source_dataset": "chain_sum"})
 
-VERIFIERS: dict[str, Row] = {
+VERIFIERS: dict[Verifier, Row] = {
     "exact": Row("stages.rewards.accuracy:exact", _canaries(("5", " 5 ", "right"), ("5", "6", "wrong"))),
     "numeric": Row(
         "stages.rewards.accuracy:numeric",
@@ -90,18 +89,46 @@ VERIFIERS: dict[str, Row] = {
 """Name -> how it judges."""
 
 
+def used(named: Iterable[ProblemVerifier | None], default: Verifier) -> list[Verifier]:
+    """The verifiers that judge, in the table's order. `named`: what sources or problems ask for; None: the stage's, `default`.
+
+    >>> used([None, "code", "unjudged"], "math")
+    ['math', 'code']
+    """
+    wanted = {name or default for name in named}
+    return [name for name in VERIFIERS if name in wanted]
+
+
 def judge(asked: Sequence[Asked], rewards: "Rewards") -> list[Verdict]:
-    """A verdict per answer, in order, by the rewards' verifier."""
-    function: Judge = load(VERIFIERS[rewards.verifier].judge)
-    return function(asked, rewards) if asked else []
+    """A verdict per answer, in order: by its problem's own verifier, or else by the rewards'.
+
+    Each verifier is given all of its answers at once, so that its processes share them; one verifier works after the other.
+    """
+    found: list[Verdict] = ["unjudged"] * len(asked)
+    for name in used((a.problem.verifier for a in asked), rewards.verifier):
+        function: Judge = load(VERIFIERS[name].judge)
+        mine = [n for n, a in enumerate(asked) if (a.problem.verifier or rewards.verifier) == name]
+        for n, verdict in zip(mine, function([asked[n] for n in mine], rewards), strict=True):
+            found[n] = verdict
+    return found
 
 
-def canaries_missed(rewards: "Rewards") -> list[str]:
-    """The canaries whose verdict is not the known one, as sentences; none while the verifier works."""
-    known = VERIFIERS[rewards.verifier].canaries
+def canaries_missed(rewards: "Rewards", verifiers: Iterable[Verifier] | None = None) -> list[str]:
+    """The canaries whose verdict is not the known one, as sentences; none while the verifiers work.
+
+    verifiers: those that the stage uses; None: the rewards' alone.
+    """
+    names = [rewards.verifier] if verifiers is None else verifiers
+    known = [canary for name in names for canary in _own_canaries(name)]
     found = judge([asked for asked, _ in known], rewards)
     return [
         f"`{asked.answer}` for `{asked.problem.answer}` is {verdict}, not {wanted}"
         for (asked, wanted), verdict in zip(known, found, strict=True)
         if verdict != wanted
     ]
+
+
+def _own_canaries(name: Verifier) -> list[tuple[Asked, Verdict]]:
+    """A verifier's canaries, which name it: they are judged by it whatever the stage's own is."""
+    canaries = VERIFIERS[name].canaries
+    return [(asked._replace(problem=replace(asked.problem, verifier=name)), verdict) for asked, verdict in canaries]

@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
         ("own_parts", pa.string()),  # of the user's functions, as JSON
     ]
 )
+VERIFIER = pa.field("verifier", pa.string())
+"""A further column where a problem names its own verifier: files without such problems are what they always were."""
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
@@ -54,6 +56,7 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
                 "question": group.problem.question,
                 "answer": group.problem.answer,
                 "metadata": group.problem.metadata,
+                "verifier": group.problem.verifier,
                 "sample": episode.sample,
                 "prompt": episode.prompt,
                 "text": episode.text,
@@ -67,7 +70,8 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
             }
             rows.append(row | {part: reward.parts.get(part) if reward else None for part in PARTS})
     buffer = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    own = any(row["verifier"] is not None for row in rows)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.append(VERIFIER) if own else SCHEMA)
     pq.write_table(table.replace_schema_metadata({DIGEST: _digest(table)}), buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
 
@@ -79,7 +83,8 @@ def read_groups(path: Path) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     for row in _read(path).to_pylist():
-        problem = Problem(row["problem_id"], row["question"], row["answer"], row["source"], row["metadata"])
+        known = (row["problem_id"], row["question"], row["answer"], row["source"], row["metadata"], row.get("verifier"))
+        problem = Problem(*known)
         reward = None
         if row["reward"] is not None:
             parts = {part: row[part] for part in PARTS if row[part] is not None} | json.loads(row["own_parts"])
@@ -104,7 +109,7 @@ def _read(path: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
-        if not table.schema.equals(SCHEMA):
+        if not (table.schema.equals(SCHEMA) or table.schema.equals(SCHEMA.append(VERIFIER))):
             raise UserError("not answers of this version", where=str(path), mend=mend)
         digest = _digest(table)
     except (OSError, ValueError, pa.ArrowException) as error:

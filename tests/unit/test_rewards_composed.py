@@ -237,11 +237,17 @@ def test_an_answer_cut_at_the_limit_is_liked_no_better_than_any_of_its_group(pre
     assert [e.scored.total for e in episodes] == [-6.0, -6.0, -2.0, 10.0, 8.0, 8.0, 0.0]
 
 
-def test_a_preference_cannot_be_gated():
-    """A shut gate counts as 0, which is more than a number below 0: being wrong would pay."""
+def test_a_gate_never_makes_a_wrong_answer_worth_more_than_a_right_one():
+    """Whatever sign the reward model's numbers have: right and liked as well is never less than wrong."""
     model = PreferenceModel(path="somewhere")
-    with pytest.raises(ValidationError, match="gates: `preference` may be any number, also below 0"):
-        Rewards(preference=1.0, preference_model=model, gates={"preference": "accuracy"})
+    rewards = Rewards(format=0.0, preference=0.5, preference_model=model, gates={"preference": "accuracy"})
+    total = {
+        (right, liked): rewards.total({"accuracy": float(right), "preference": liked})
+        for right in (True, False)
+        for liked in (-4.0, 6.0)
+    }
+    assert total == {(True, -4.0): -1.0, (False, -4.0): -2.0, (True, 6.0): 4.0, (False, 6.0): 0.0}
+    assert rewards.total({"preference": 6.0}) == 3.0, "unjudged: nothing to wait for"
 
 
 def test_a_folder_without_a_preference_model_is_told(tmp_path):
