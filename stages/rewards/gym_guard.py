@@ -36,22 +36,29 @@ _BUILTINS = frozenset(
 )
 _CALLS = (_BUILTINS | _EVALUATORS | {"exit", "quit", "help"}) - FUNCTIONS
 _PLAIN = (
-    *(ast.Module, ast.Expr, ast.Load, ast.Name, ast.Constant, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator),
-    *(ast.List, ast.Tuple, ast.Set, ast.Dict),
+    *(ast.Module, ast.Expression, ast.Expr, ast.Load, ast.Name, ast.Constant),
+    *(ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator, ast.List, ast.Tuple, ast.Set, ast.Dict),
 )
 """What an answer that is computed may consist of, beside calls of `FUNCTIONS` in formulas."""
 
 
 def refused(answer: str, task: str) -> bool:
     """Whether the scorer of a task must not see an answer. A formula that Python cannot parse is refused as well."""
-    try:
-        tree = ast.parse(answer.strip())  # its names are normalized (NFKC), as those that `eval` looks up
-    except (SyntaxError, ValueError):
-        return task in FORMULAS
-    except (MemoryError, RecursionError):  # nested so deeply that Python may see it otherwise another time
-        return True
     bad = _bad_in_formula if task in FORMULAS else _bad_in_list if task in LISTS else _bad_in_prose
-    return any(_hidden(node) or bad(node) for node in ast.walk(tree))
+    # As statements, with the white space at its ends off as sympy takes it off; and exactly as `eval` reads it: white space
+    # counts after a backslash. The names in a tree are normalized (NFKC), as those that are looked up.
+    for mode, text in (("exec", answer.strip()), ("eval", answer.lstrip(" \t"))):
+        try:
+            tree = ast.parse(text, mode=mode)
+        except (SyntaxError, ValueError):
+            if mode == "exec" and task in FORMULAS:
+                return True
+            continue
+        except (MemoryError, RecursionError):  # nested so deeply that Python may see it otherwise another time
+            return True
+        if any(_hidden(node) or bad(node) for node in ast.walk(tree)):
+            return True
+    return False
 
 
 def _hidden(node: ast.AST) -> bool:

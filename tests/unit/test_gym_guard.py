@@ -1,7 +1,9 @@
 """No answer has reasoning-gym's scorers do anything but compare; right answers and prose are not refused; memory ends."""
 
+import ast
 import json
 import os
+import random
 import string
 from itertools import product
 from pathlib import Path
@@ -73,6 +75,7 @@ ATTACKS = {
     "a comment": f"{MAKE} # 2 * 3",
     "a comment within": f"(2 * 3, # )\n{MAKE})",
     "white space": f" \t\n{MAKE}\n",
+    "a line that goes on": f"{MAKE}\\\n\r\n",
     "a method": f"1 + {MAKE}.fileno()",
     "environment": "__import__('os').environ.update(MADE='1')",
     "putenv": "[__import__('os')][0].environ.setdefault('MADE', '1')",
@@ -167,6 +170,32 @@ def test_a_board_and_a_list_are_not_refused():
 def test_what_is_nested_too_deeply_is_refused():
     for answer in ("(" * 5000 + ")" * 5000, "-" * 100_000 + "1"):
         assert refused(answer, "countdown")
+
+
+def test_what_eval_would_call_is_refused_however_it_is_written():
+    rng = random.Random(0)
+    parts = [
+        *"()'\"#\n\r\\ \t1+*!\f\0.[],=`;:\u2028\x85\x1c\ufeff",
+        "\\\n",
+        "\r\n",
+        "open",
+        "sin(x)",
+        "ｏpen",
+        "x",
+        "0.2",
+        "lambda",
+    ]
+    calls = 0
+    for _ in range(40_000):
+        answer = rng.choice(["", "f()", "f()#", "(1,"]) + "".join(rng.choices(parts, k=rng.randint(1, 9)))
+        try:
+            tree = ast.parse(answer.lstrip(" \t"), mode="eval")
+        except (SyntaxError, ValueError):
+            continue
+        if any(isinstance(node, ast.Call | ast.Attribute) for node in ast.walk(tree)):
+            calls += 1
+            assert refused(answer, "n_queens"), repr(answer)
+    assert calls > 500
 
 
 def test_other_right_answers_than_the_stored_one():
