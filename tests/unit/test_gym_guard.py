@@ -162,6 +162,11 @@ def test_a_formula_is_not_refused(answer):
     assert [task for task in FORMULAS if refused(answer, task)] == []
 
 
+def test_a_formula_calls_known_functions_only():
+    for answer in ("test()", "srepr(x)", "plot(x)", "preview(x)", "f(x)", "ones(9)", "sin(x)(x)", "log(x, evaluate=False)"):
+        assert refused(answer, "simple_integration")
+
+
 def test_a_board_and_a_list_are_not_refused():
     for answer in ("_ Q _ _\n_ _ _ Q", "0 1\n1 0", "[[0, 1], [1, 0]]", "1 -2", "ABCDE", '["A", "B"]', "[['_', 'Q']]"):
         assert [task for task in LISTS if refused(answer, task)] == []
