@@ -49,7 +49,7 @@ class FaultyProxy:
         self.tasks.add(task := asyncio.current_task())
         try:
             # What the client has given up on meets a closed connection here.
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._request(reader, writer)
         finally:
             writer.close()
