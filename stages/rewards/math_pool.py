@@ -5,7 +5,7 @@ from stages.rewards.cost import too_big
 from stages.rewards.pool import Limits, Pool, Reply, shared_pool
 
 MEMORY_LIMIT_BYTES = 2 << 30
-"""Address space of a process: a tower of powers asks for all there is."""
+"""Address space of a process beside what is loaded: a tower of powers asks for all there is."""
 FUNCTION = "stages.rewards.expressions:judge"
 _VERDICTS: dict[str, Verdict] = {"right": "right", "wrong": "wrong"}
 

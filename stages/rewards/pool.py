@@ -36,7 +36,7 @@ class Limits:
     wall_s: float
     """Seconds by the clock, for what waits instead of computing."""
     memory_bytes: int = 0
-    """Address space of a process; 0: no limit."""
+    """Address space that a process may take beside what loading the function took; 0: no limit."""
 
 
 @dataclass(frozen=True)

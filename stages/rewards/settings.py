@@ -94,6 +94,10 @@ class Rewards(Config):
     """Seconds of processor time that a verifier may take for an answer (usually 0.01); beyond it there is no verdict."""
     verify_wall_s: Annotated[float, EXECUTION] = Field(default=30.0, gt=0)
     """The same by the clock, for a verifier that waits; on a busy machine a process may get little of the processor."""
+    verify_memory_mb: Annotated[int, ADDED] = Field(default=4096, ge=0)
+    """MiB of address space that the verifier `reasoning_gym` or a function of your own may take for an answer, beside what its
+    module and its `warm()` have loaded; beyond it there is a MemoryError; 0: no limit. `math` and `code` have limits of their
+    own."""
     verify_processes: Annotated[int, EXECUTION] = Field(default=2, ge=1)
     """Processes that judge at the same time, on each rank; most answers are plain numbers and never reach them."""
 
@@ -155,7 +159,7 @@ class Rewards(Config):
 
     def limits(self) -> Limits:
         """What judging one answer may take."""
-        return Limits(self.verify_timeout_s, self.verify_wall_s)
+        return Limits(self.verify_timeout_s, self.verify_wall_s, self.verify_memory_mb << 20)
 
     def located(self, inputs: Mapping[str, Path], where: str = "rewards") -> Self:
         """With the folder of the preference model's stage in the place of its name. `inputs`: role -> folder, of the stage."""

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import psutil
+
 READY, ENDED, MISTAKE = "ready", "ended", "mistake"
 """First words of what is told between replies: a copy is there (with its process id), one has ended, there can be none."""
 
@@ -26,7 +28,7 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     """Answer the lines of standard input until it ends.
 
     `function`: `module:function`; limits of each request: seconds of processor time and of the clock; bytes of address space
-    of the process, 0 for no limit.
+    that a process may take beside what it has taken when the function is loaded and warm, 0 for no limit.
     """
     told = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
@@ -36,10 +38,12 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     except (ImportError, AttributeError, TypeError) as error:
         _tell(told, f"{MISTAKE} {error}")
         return 2
-    if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     if (warm := getattr(sys.modules[called.__module__], "warm", None)) is not None:
         warm()
+    if memory_bytes:
+        # Libraries reserve far more than they use (threads, CUDA), and more of it the more cores there are.
+        most = psutil.Process().memory_info().vms + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     while True:
         copy = os.fork()
         if copy == 0:

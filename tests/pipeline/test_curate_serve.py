@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,18 +22,10 @@ pytestmark = pytest.mark.slow
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
-@pytest.fixture(scope="module")
-def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The tiny model's folder, and where it is served."""
+@contextmanager
+def serving(model: Path, log: Path):
+    """The port on loopback where a model is served."""
     pytest.importorskip("openai")
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("serve")
-    model, log = folder / "model", folder / "log.txt"
-    shutil.copytree(model_folder, model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(model)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,10 +44,25 @@ def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
                     break
             except httpx.TransportError:
                 time.sleep(0.5)
-        yield str(model), f"http://127.0.0.1:{port}/v1"
+        yield port
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The tiny model's folder, and where it is served."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("serve")
+    model = folder / "model"
+    shutil.copytree(model_folder, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    with serving(model, folder / "log.txt") as port:
+        yield str(model), f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -35,3 +35,8 @@ def told(answer):
 def raising(answer):
     """Never a number."""
     raise ValueError(answer["question"])
+
+
+def hold(mib):
+    """Hold so many MiB for a moment."""
+    return len(bytearray(mib << 20)) >> 20

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from stages.problems.gym import GymSource, gym_score, gym_tasks
 from stages.problems.sources import MixtureSource, Part, ProblemSource, load_problem_set, load_problems
+from stages.rewards.gym_guard import refused
 from stages.store.errors import UserError
 from tests.conftest import ROOT
 
@@ -106,6 +107,8 @@ def test_every_task_gives_problems_whose_own_answer_is_right():
                 wrong.append((task, problem.id, "answer"))
             elif problem.answer and scored(problem, problem.answer) != 1:
                 wrong.append((task, problem.id, scored(problem, problem.answer)))
+            elif refused(problem.answer, task):
+                wrong.append((task, problem.id, "refused"))
     assert wrong == []
 
 
