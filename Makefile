@@ -37,7 +37,7 @@ test: $(READY)             ## the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)        ## proofs that take minutes
-	$(BIN)/pytest -m slow --timeout 3600
+	$(BIN)/pytest -m slow --timeout 3600 -rs
 
 test-vllm: $(READY) $(VLLM_READY)  ## sampling with vLLM
 	$(BIN)/pytest -m vllm -n 0 --timeout 1800
