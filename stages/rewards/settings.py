@@ -94,7 +94,7 @@ class Rewards(Config):
     """Seconds of processor time that a verifier may take for an answer (usually 0.01); beyond it there is no verdict."""
     verify_wall_s: Annotated[float, EXECUTION] = Field(default=30.0, gt=0)
     """The same by the clock, for a verifier that waits; on a busy machine a process may get little of the processor."""
-    verify_memory_mb: Annotated[int, ADDED] = Field(default=4096, ge=0)
+    verify_memory_mb: Annotated[int, EXECUTION] = Field(default=4096, ge=0)
     """MiB of address space that the verifier `reasoning_gym` or a function of your own may take for an answer, beside what its
     module and its `warm()` have loaded; beyond it there is a MemoryError; 0: no limit. `math` and `code` have limits of their
     own."""

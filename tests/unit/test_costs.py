@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.cli import parser
 from flows.plan_cost import Place, stage_cost
 from flows.plan_counts import Counts
 from flows.plan_models import model_shapes
@@ -259,8 +260,12 @@ def test_r1_zero_on_512_h800_comes_out_within_a_factor_of_2_of_198_hours(factor:
     assert 198 / 2 < hours < 198 * 2
 
 
-def test_devices_have_sources_and_unknown_ones_are_refused() -> None:
+def test_devices_have_sources_and_unknown_ones_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(gpus()) == {"h800", "h100", "a100", "rtx4090"}
+    with pytest.raises(SystemExit):
+        parser().parse_args(["plan", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in gpus()), "the help, which reads no file, names them"
     with pytest.raises(UserError, match="h900"):
         gpu_device("h900", {})
     v3 = gpu_device("h800", {})
