@@ -1,9 +1,9 @@
 """`study`: variants of a stage over seeds, compared: table, figures, and a verdict for each claim.
 
 A recipe with a section `study:` becomes its arms and this last stage (stages/studies/expand.py). Its report: `summary.json` and
-`study.md` (results and verdicts), `learning.png` and `final.png`, and apart from them, because they are other ones on another
-day, `costs.json` and `costs.md` (seconds and memory). What is said about seeds is said about chance in the varied stage alone:
-all arms start from one model and are measured on the same problems.
+`study.md` (results, slopes and verdicts), `learning.png`, `final.png`, `slopes-1.png` where claims ask for slopes; and apart
+from them, because they are other ones on another day, `costs.json` and `costs.md` (seconds and memory). What is said about
+seeds is said about chance in the varied stage alone: all arms start from one model and are measured on the same problems.
 """
 
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from stages.store.files import whole_folder, write_bytes, write_json
 from stages.store.stage import Result, StageContext, StageKind
 from stages.studies.arms import COSTS, Arm, read_arm, read_metrics
 from stages.studies.claims import Verdict, judge
-from stages.studies.settings import Comparison
+from stages.studies.settings import Comparison, Slopes
+from stages.studies.slopes import slopes_table
 from stages.studies.text import by_variant, costs_table, results_table, sentence, spreads
 from stages.summary import COUNTS, HEADLINE
 
@@ -48,11 +49,13 @@ class StudyConfig(StageConfig):
     """Name -> claim."""
     left_out: tuple[str, ...] = ()
     """Claims that need variants which were left out."""
+    slopes: tuple[Slopes, ...] = ()
+    """What the claims take slopes against; of each a table and a figure are made."""
 
 
 def run(context: StageContext[StudyConfig]) -> Result:
     """Read the arms and compare them."""
-    from stages.studies.figures import facets, final, learning
+    from stages.studies.figures import against, facets, final, learning
 
     config, folders = context.config, context.inputs
     starts = {a.start.removesuffix("-eval"): folders[f"arms.{name}.start"] for name, a in config.arms.items()}
@@ -76,13 +79,17 @@ def run(context: StageContext[StudyConfig]) -> Result:
     }
     costs = {metric: {name: vars(one) for name, one in by_variant(arms, metric).items()} for metric in COSTS}
     tables = results_table(arms, bases), costs_table(arms)
+    slopes = {f"slopes-{number}.png": one for number, one in enumerate(config.slopes, 1)}
+    sloping = [slopes_table(one, arms, config.variants) for one in slopes.values()]
     with whole_folder(context.folder.output("report")) as report:
         write_json(report / "summary.json", document)
         write_json(report / "costs.json", costs)
-        write_bytes(report / "study.md", _page(tables[0], [*said.values(), *left_out], arms).encode())
+        write_bytes(report / "study.md", _page(tables[0], sloping, [*said.values(), *left_out], list(slopes), arms).encode())
         write_bytes(report / "costs.md", tables[1].encode())
         write_bytes(report / "learning.png", learning(arms, facets(config.variants)))
         write_bytes(report / "final.png", final(arms, bases))
+        for name, one in slopes.items():
+            write_bytes(report / name, against(one, arms, config.variants, bases))
     numbers = {f"{label}/{key}": value for label, row in models.items() for key, value in row.items() if value is not None}
     return Result(metrics=numbers, notes={"verdicts": said}, remarks=[*said.values(), *left_out])
 
@@ -114,12 +121,13 @@ def _claim(verdict: Verdict, said: str) -> dict[str, Any]:
     return {**facts, **spread, "holm": verdict.holm, "sentence": said}
 
 
-def _page(table: str, said: list[str], arms: list[Arm]) -> str:
+def _page(table: str, sloping: list[str], said: list[str], figures: list[str], arms: list[Arm]) -> str:
     seeds, some = len({arm.seed for arm in arms}), arms[0].metrics
     over = "One seed" if seeds == 1 else f"Means over {seeds} seeds ± half of their 95 % interval (t-distribution)"
     problems = f"{some.get('problems', 0):.0f} held-out problems × {some.get('samples', 0):.0f} samples"
-    lines = [table, f"{over}; {problems}.", "", *(f"- {text}" for text in said)]
-    return "\n".join([*lines, "", "![learning curves](learning.png)", "", "![final results](final.png)", ""])
+    lines = [table, f"{over}; {problems}.", "", *sloping, *(f"- {text}" for text in said)]
+    shown = {"learning.png": "learning curves", "final.png": "final results", **dict.fromkeys(figures, "slopes")}
+    return "\n".join([*lines, *(f"\n![{what}]({name})" for name, what in shown.items()), ""])
 
 
-KIND = StageKind(name="study", version=1, config=StudyConfig, output="report", run=run)
+KIND = StageKind(name="study", version=2, config=StudyConfig, output="report", run=run)

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.store.errors import UserError
 from stages.store.suggest import nearest
-from stages.studies.settings import START, Chosen, Claim, Comparison, Quantity, Settings, Study
+from stages.studies.settings import START, Chosen, Claim, Comparison, Quantity, Settings, Slopes, Study
 
 Merge = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 Where = Callable[..., str]
@@ -118,6 +118,7 @@ def expanded(study: Study, document: dict[str, Any], merge: Merge, where: Where)
         "variants": levels,
         "claims": {name: claim.model_dump(mode="json") for name, claim in claims.items() if claim is not None},
         "left_out": [name for name, claim in claims.items() if claim is None],
+        "slopes": [found.model_dump(mode="json") for found in _slopes(study, variants)],
     }
     return {**document, "stages": stages}
 
@@ -158,6 +159,22 @@ def _comparisons(study: Study, variants: Variants, where: Where) -> Iterator[tup
         yield name, Comparison.model_validate(facts) if needed <= set(variants.names) else None
 
 
+def _slopes(study: Study, variants: Variants) -> Iterator[Slopes]:
+    """For each setting that claims take slopes against: all combinations of the other factors, whether or not a claim asks."""
+    for against, log in dict.fromkeys((claim.slope, claim.log) for claim in study.claims.values()):
+        if against is None:
+            continue
+        values = {name: _value(variants.sections[name], against) for name in variants.names if variants.levels[name]}
+        x = {name: math.log10(value) if log else float(value) for name, value in values.items() if _on_axis(value, log=log)}
+        blocks = [block for block in variants.blocks(list(x), against) if len({x[variant] for variant in block}) > 1]
+        if blocks:
+            yield Slopes(against=against, log=log, x=x, blocks=tuple(map(tuple, blocks)))
+
+
+def _on_axis(value: Any, *, log: bool) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and (value > 0 or not log)
+
+
 def _quantity(claim: Claim, chosen: Chosen, variants: Variants, where: Where, key: tuple[str, ...]) -> Quantity:
     names, words = variants.chosen(chosen, key), _words(chosen)
     if claim.slope is None:
@@ -174,7 +191,7 @@ def _quantity(claim: Claim, chosen: Chosen, variants: Variants, where: Where, ke
 
 def _number(section: dict[str, Any], key: str, variant: str, where: str, *, log: bool) -> float:
     value = _value(section, key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _on_axis(value, log=False):
         what = f"variant `{variant}` does not say a number for `{key}`"
         raise UserError(what, where=where, mend="write it in the variant, or in the stage")
     if log and value <= 0:

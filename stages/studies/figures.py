@@ -9,8 +9,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from stages.studies.arms import Arm
+from stages.studies.settings import Slopes
+from stages.studies.slopes import METRICS, Levels, combination
 from stages.studies.spread import Spread
-from stages.studies.text import by_variant, is_share, pass_metrics
+from stages.studies.text import COLUMNS, by_variant, is_share, pass_metrics
 
 mpl.use("Agg")
 POINTS = 60
@@ -77,6 +79,32 @@ def final(arms: Sequence[Arm], starts: dict[str, dict[str, float]]) -> bytes:
         place.grid(axis="x", alpha=0.25)
         place.set_yticks(range(len(names)), names, fontsize="small")
     axes[0].invert_yaxis()
+    return _png(figure)
+
+
+def against(slopes: Slopes, arms: Sequence[Arm], levels: Levels, starts: dict[str, dict[str, float]]) -> bytes:
+    """PNG: metrics against a setting, a line for each combination of the other factors, with intervals over seeds."""
+    metrics = [metric for metric in METRICS if by_variant(arms, metric)]
+    figure = Figure(figsize=(4.4 * len(metrics) + 1.8, 3.6), layout="constrained")
+    values = sorted(set(slopes.x.values()))
+    apart = 0.012 * (values[-1] - values[0])  # lines side by side, so that their intervals can be told apart
+    for place, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        found, scale = by_variant(arms, metric), 100 if is_share(metric) else 1
+        for index, (block, colour) in enumerate(zip(slopes.blocks, colours(len(slopes.blocks)), strict=True)):
+            shown = sorted((slopes.x[variant], found[variant]) for variant in block if variant in found)
+            at = [x + apart * (index - (len(slopes.blocks) - 1) / 2) for x, _ in shown]
+            half = [(one.half or 0.0) * scale for _, one in shown]
+            mean = [one.mean * scale for _, one in shown]
+            place.errorbar(
+                at, mean, yerr=half, fmt="o-", capsize=2, markersize=4, color=colour, label=combination(block, slopes, levels)
+            )
+        for value in {given[metric] * scale for given in starts.values() if metric in given}:
+            place.axhline(value, color="0.5", linestyle="--", linewidth=1)
+        place.set_xticks(values, [f"{10**x if slopes.log else x:.3g}" for x in values])
+        place.set_xlabel(slopes.against)
+        place.set_title(COLUMNS[metric] + (", %" if scale > 1 else ""), fontsize="medium")
+        place.grid(alpha=0.25)
+    place.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return _png(figure)
 
 

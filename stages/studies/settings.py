@@ -111,6 +111,19 @@ class Quantity(Config):
     """What it is, for people."""
 
 
+class Slopes(Config):
+    """What the claims of a study take slopes against, for its tables and figure."""
+
+    against: str
+    """The setting, such as `kl`."""
+    log: bool
+    """Whether slopes are against its decimal logarithm."""
+    x: dict[str, float]
+    """Variant -> the setting, or its logarithm."""
+    blocks: tuple[tuple[str, ...], ...]
+    """Variants that differ in nothing but the setting; each block has a slope."""
+
+
 class Comparison(Config):
     """A claim whose variants are known."""
 

@@ -85,7 +85,7 @@ def results_table(arms: Sequence[Arm], starts: dict[str, dict[str, float]]) -> s
     rows = [[label, *(_cell(metric, metrics.get(metric)) for metric in shown)] for label, metrics in starts.items()]
     variants = dict.fromkeys(arm.variant for arm in arms)
     rows += [[name, *(_spread_cell(metric, found[metric].get(name)) for metric in shown)] for name in variants]
-    return _markdown(["variant", *(columns[metric] for metric in shown)], rows)
+    return markdown(["variant", *(columns[metric] for metric in shown)], rows)
 
 
 def costs_table(arms: Sequence[Arm]) -> str:
@@ -99,7 +99,7 @@ def costs_table(arms: Sequence[Arm]) -> str:
             row.append(_spread_cell(metric, here))
             row.append(f"{here.mean / first.mean:.2f}" if here is not None and first is not None else "")
         rows.append(row)
-    return _markdown(["variant", "seconds a step", "ratio", "peak MiB", "ratio"], rows)
+    return markdown(["variant", "seconds a step", "ratio", "peak MiB", "ratio"], rows)
 
 
 def _cell(metric: str, value: float | None) -> str:
@@ -115,7 +115,8 @@ def _spread_cell(metric: str, found: Spread | None) -> str:
     return f"{number(metric, found.mean)} ± {half}" + (f" (sd {sd})" if metric in WITH_SD else "")
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

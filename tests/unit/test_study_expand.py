@@ -86,6 +86,22 @@ def test_factors_are_crossed_and_claims_choose_by_level(tmp_path):
     assert (study.claims["mean"].than, study.claims["one"].direction) == ("start", "above")
 
 
+def test_slopes_are_shown_for_all_combinations_not_for_those_alone_that_claims_name(tmp_path):
+    by_log, plain = load(tmp_path, FACTORS).stages["study"].slopes
+    both = (("loss-low", "loss-high"), ("reward-low", "reward-high"))
+    assert (by_log.against, by_log.log, by_log.blocks) == ("kl", True, both)
+    assert by_log.x == pytest.approx({"loss-low": -2, "loss-high": -1, "reward-low": -2, "reward-high": -1})
+    assert (plain.log, plain.blocks, plain.x["loss-high"]) == (False, both, 0.1)
+    zero = {**FACTORS["factors"], "coefficient": {"none": {"kl": 0}, **FACTORS["factors"]["coefficient"]}}
+    claims = {"c": {"says": "x", "of": {"coefficient": ["low", "high"]}, "slope": "kl", "log": True, "above": 0}}
+    with_zero = {"seeds": [0], "variants": {"alone": {"kl": 0.5}}, "factors": zero, "claims": claims}
+    (found,) = load(tmp_path, with_zero).stages["study"].slopes
+    assert found.blocks == both, "0 has no logarithm; a variant that is no combination has no slope"
+    (part,) = load(tmp_path, with_zero, "study.only=[loss-none, loss-low, loss-high, reward-low]").stages["study"].slopes
+    assert part.blocks == both[:1]
+    assert not load(tmp_path, TWO).stages["study"].slopes
+
+
 def test_a_slope_against_a_setting_of_a_section(tmp_path):
     lam = {"a": {"critic": {"lam": 0.9}}, "b": {"critic.lam": 1.0}}
     factors = {"lam": lam, "way": {"x": {"algorithm": "ppo"}, "y": {"algorithm": "ppo", "critic.model": "shared"}}}

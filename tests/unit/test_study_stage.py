@@ -1,5 +1,6 @@
 """The stage `study` on reports made up here: what it reads, what it writes, and that the same results are the same bytes."""
 
+import itertools
 import json
 import random
 
@@ -9,8 +10,9 @@ from stages import study
 from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
+from stages.studies import figures
 from stages.studies.figures import averaged, facets
-from stages.studies.settings import Comparison, Quantity
+from stages.studies.settings import Comparison, Quantity, Slopes
 from stages.study import ArmInputs, StudyConfig
 
 SEEDS = (0, 1, 2)
@@ -123,6 +125,71 @@ def test_one_seed_is_a_study_without_verdicts(given, tmp_path):
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert found["models"]["plain"]["accuracy_stderr"] == 0.02, "over problems, as there is nothing else"
     assert "one seed has no interval" in result.remarks[0]
+
+
+@pytest.fixture
+def factorial(tmp_path):
+    """place × weight × two coefficients, a tenfold apart: with the KL in the reward length falls by 4 + seed, in the loss by 1;
+    constant weights take 2 more, in the reward alone."""
+    inputs, arms, levels = {}, {}, {}
+    start = evaluation(tmp_path / "base" / "report", 0.4, 19.0)
+    for place, weight, kl in itertools.product(("loss", "reward"), ("mean", "constant"), ("low", "high")):
+        variant = f"{place}-{weight}-{kl}"
+        levels[variant] = {"place": place, "weight": weight, "coefficient": kl}
+        for seed in SEEDS:
+            name, fall = f"{variant}-s{seed}", 1.0 if place == "loss" else 4.0 + seed + 2.0 * (weight == "constant")
+            inputs[f"arms.{name}.trained"] = training(tmp_path / name, 0.9, seed, 6)
+            length = 30.0 + seed - (fall if kl == "high" else 0.0)
+            inputs[f"arms.{name}.report"] = evaluation(tmp_path / f"{name}-eval" / "report", 0.9, length)
+            inputs[f"arms.{name}.start"] = start
+            arms[name] = ArmInputs(variant=variant, seed=seed, trained=name, report=f"{name}-eval", start="base-eval")
+    slopes = Slopes(
+        against="kl",
+        log=True,
+        x={variant: {"low": -2.0, "high": -1.0}[has["coefficient"]] for variant, has in levels.items()},
+        blocks=tuple((f"{p}-{w}-low", f"{p}-{w}-high") for p in ("loss", "reward") for w in ("mean", "constant")),
+    )
+    return StudyConfig(kind="study", arms=arms, variants=levels, slopes=(slopes,)), inputs
+
+
+def test_slopes_of_a_factorial_stand_by_combination_by_level_and_by_factor(factorial, tmp_path):
+    _, report = run(*factorial, tmp_path / "study")
+    page = (report / "study.md").read_text()
+    table = [
+        line.split(" | ")[:2] for line in page.split("Slopes against kl: the change for ten times the setting")[1].split("\n| ")
+    ]
+    # ± by hand: three seeds that differ by 1 have sd 1, and 4.303 / sqrt(3) = 2.48
+    assert table[3:] == [
+        ["loss · mean", "-1 ± 0"],
+        ["loss · constant", "-1 ± 0"],
+        ["reward · mean", "-5 ± 2.48"],
+        ["reward · constant", "-7 ± 2.48"],
+        ["all of place loss", "-1 ± 0"],
+        ["all of place reward", "-6 ± 2.48"],
+        ["place: reward less loss", "-5 ± 2.48"],
+        ["all of weight mean", "-3 ± 1.24"],
+        ["all of weight constant", "-4 ± 1.24"],
+        ["weight: constant less mean", "-1 ± 0"],
+    ]
+    assert page.count("![slopes](slopes-1.png)") == 1
+    assert (report / "slopes-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_of_the_slopes_figure_is_a_combination_with_its_seeds_interval(factorial, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or b"")
+    run(*factorial, tmp_path / "study")
+    length = drawn[-1].axes[0]
+    assert (length.get_title(), length.get_xlabel()) == ("length", "kl")
+    assert [text.get_text() for text in length.get_xticklabels()] == ["0.01", "0.1"]
+    lines = {bars.get_label(): bars.lines[0].get_ydata() for bars in length.containers}
+    assert list(lines) == ["loss · mean", "loss · constant", "reward · mean", "reward · constant"]
+    assert list(lines["reward · mean"]) == [31.0, 26.0]
+    (whiskers,) = length.containers[2].lines[2]
+    assert next(segment[:, 1].tolist() for segment in whiskers.get_segments()) == pytest.approx(
+        [31 - 2.484, 31 + 2.484], abs=1e-3
+    )
+    assert [panel.get_title() for panel in drawn[-1].axes] == ["length", "length, right", "accuracy, %"]
 
 
 def test_a_report_that_is_gone_is_named(given, tmp_path):
