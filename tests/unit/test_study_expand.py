@@ -94,9 +94,9 @@ def test_slopes_are_shown_for_all_combinations_not_for_those_alone_that_claims_n
     assert (plain.log, plain.blocks, plain.x["loss-high"]) == (False, both, 0.1)
     zero = {**FACTORS["factors"], "coefficient": {"none": {"kl": 0}, **FACTORS["factors"]["coefficient"]}}
     claims = {"c": {"says": "x", "of": {"coefficient": ["low", "high"]}, "slope": "kl", "log": True, "above": 0}}
-    with_zero = {"seeds": [0], "variants": {"alone": {"kl": 0.5}}, "factors": zero, "claims": claims}
+    with_zero = {"seeds": [0], "variants": {"one": {"kl": 0.5}, "two": {"kl": 0.9}}, "factors": zero, "claims": claims}
     (found,) = load(tmp_path, with_zero).stages["study"].slopes
-    assert found.blocks == both, "0 has no logarithm; a variant that is no combination has no slope"
+    assert found.blocks == both, "0 has no logarithm; variants that are no combinations have no slope"
     (part,) = load(tmp_path, with_zero, "study.only=[loss-none, loss-low, loss-high, reward-low]").stages["study"].slopes
     assert part.blocks == both[:1]
     assert not load(tmp_path, TWO).stages["study"].slopes
