@@ -22,6 +22,9 @@ FEW = 10
 _AXES = {"step": "step", "tokens": "thousand sampled tokens"}
 _VALUES = {"accuracy": "held-out accuracy", "length": "tokens of an answer"}
 
+REACHED = "train/kl"
+"""The KL to the reference that training came to (stages/grpo/metrics.py)."""
+
 Facet = tuple[str, dict[str, str]]
 """Title, and variant -> its label."""
 
@@ -83,28 +86,43 @@ def final(arms: Sequence[Arm], starts: dict[str, dict[str, float]]) -> bytes:
 
 
 def against(slopes: Slopes, arms: Sequence[Arm], levels: Levels, starts: dict[str, dict[str, float]]) -> bytes:
-    """PNG: metrics against a setting, a line for each combination of the other factors, with intervals over seeds."""
+    """PNG: metrics against a setting, a line for each combination of the other factors, with intervals over seeds.
+
+    Against `kl` one panel more: length against the KL that each arm came to, for one coefficient is another strength in the
+    loss than in the reward, and in a mean than in a sum.
+    """
     metrics = [metric for metric in METRICS if by_variant(arms, metric)]
-    figure = Figure(figsize=(4.4 * len(metrics) + 1.8, 3.6), layout="constrained")
+    reached = slopes.against == "kl" and REACHED in {metric for arm in arms for metric in arm.metrics}
+    panels = len(metrics) + reached
+    figure = Figure(figsize=(3.7 * panels + 2, 3.6), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    lines = list(zip(slopes.blocks, colours(len(slopes.blocks)), strict=True))
     values = sorted(set(slopes.x.values()))
     apart = 0.012 * (values[-1] - values[0])  # lines side by side, so that their intervals can be told apart
-    for place, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    for place, metric in zip(axes, metrics, strict=False):
         found, scale = by_variant(arms, metric), 100 if is_share(metric) else 1
-        for index, (block, colour) in enumerate(zip(slopes.blocks, colours(len(slopes.blocks)), strict=True)):
+        for index, (block, colour) in enumerate(lines):
             shown = sorted((slopes.x[variant], found[variant]) for variant in block if variant in found)
-            at = [x + apart * (index - (len(slopes.blocks) - 1) / 2) for x, _ in shown]
-            half = [(one.half or 0.0) * scale for _, one in shown]
-            mean = [one.mean * scale for _, one in shown]
-            place.errorbar(
-                at, mean, yerr=half, fmt="o-", capsize=2, markersize=4, color=colour, label=combination(block, slopes, levels)
-            )
+            at = [x + apart * (index - (len(lines) - 1) / 2) for x, _ in shown]
+            half, mean = [(one.half or 0.0) * scale for _, one in shown], [one.mean * scale for _, one in shown]
+            name = combination(block, slopes, levels)
+            place.errorbar(at, mean, yerr=half, fmt="o-", capsize=2, markersize=4, color=colour, label=name)
         for value in {given[metric] * scale for given in starts.values() if metric in given}:
             place.axhline(value, color="0.5", linestyle="--", linewidth=1)
         place.set_xticks(values, [f"{10**x if slopes.log else x:.3g}" for x in values])
         place.set_xlabel(slopes.against)
         place.set_title(COLUMNS[metric] + (", %" if scale > 1 else ""), fontsize="medium")
+    if reached:
+        for block, colour in lines:
+            of = [arm.metrics for arm in arms if arm.variant in block and {REACHED, "mean_length"} <= arm.metrics.keys()]
+            axes[-1].plot([one[REACHED] for one in of], [one["mean_length"] for one in of], ".", color=colour, alpha=0.8)
+        axes[-1].set_xlabel(f"{COLUMNS[REACHED]} of a token, last quarter of the steps")
+        axes[-1].set_title("length by the KL reached", fontsize="medium")
+    for place in axes:
         place.grid(alpha=0.25)
-    place.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    axes[-1].legend(
+        *axes[0].get_legend_handles_labels(), fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False
+    )
     return _png(figure)
 
 

@@ -189,7 +189,19 @@ def test_a_line_of_the_slopes_figure_is_a_combination_with_its_seeds_interval(fa
     assert next(segment[:, 1].tolist() for segment in whiskers.get_segments()) == pytest.approx(
         [31 - 2.484, 31 + 2.484], abs=1e-3
     )
-    assert [panel.get_title() for panel in drawn[-1].axes] == ["length", "length, right", "accuracy, %"]
+    *_, kl = drawn[-1].axes
+    assert [panel.get_title() for panel in drawn[-1].axes] == [
+        "length",
+        "length, right",
+        "accuracy, %",
+        "length by the KL reached",
+    ]
+    # the journal's KL is 0.01 a step, so over the last quarter of six, 2 of them, 0.055; each seed's arm is a dot
+    dots = [dot for line in kl.lines for dot in zip(*line.get_data(), strict=True)]
+    assert len(dots) == 8 * len(SEEDS)
+    assert {round(x, 6) for x, _ in dots} == {0.055}
+    assert sorted(y for line in kl.lines[2:3] for y in line.get_ydata()) == [26, 26, 26, 30, 31, 32]
+    assert [text.get_text() for text in kl.get_legend().get_texts()] == list(lines)
 
 
 def test_a_report_that_is_gone_is_named(given, tmp_path):
