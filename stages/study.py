@@ -16,7 +16,7 @@ from stages.store.stage import Result, StageContext, StageKind
 from stages.studies.arms import COSTS, Arm, read_arm, read_metrics
 from stages.studies.claims import Verdict, judge
 from stages.studies.settings import Comparison, Slopes
-from stages.studies.slopes import slopes_table
+from stages.studies.slopes import equal_kl_table, slopes_table
 from stages.studies.text import by_variant, costs_table, results_table, sentence, spreads
 from stages.summary import COUNTS, HEADLINE
 
@@ -80,7 +80,8 @@ def run(context: StageContext[StudyConfig]) -> Result:
     costs = {metric: {name: vars(one) for name, one in by_variant(arms, metric).items()} for metric in COSTS}
     tables = results_table(arms, bases), costs_table(arms)
     slopes = {f"slopes-{number}.png": one for number, one in enumerate(config.slopes, 1)}
-    sloping = [slopes_table(one, arms, config.variants) for one in slopes.values()]
+    tabled = [make(one, arms, config.variants) for one in slopes.values() for make in (slopes_table, equal_kl_table)]
+    sloping = [table for table in tabled if table]
     with whole_folder(context.folder.output("report")) as report:
         write_json(report / "summary.json", document)
         write_json(report / "costs.json", costs)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stages.studies.arms import Arm
 from stages.studies.settings import Slopes
-from stages.studies.slopes import METRICS, Levels, combination
+from stages.studies.slopes import METRICS, REACHED, Levels, combination
 from stages.studies.spread import Spread
 from stages.studies.text import COLUMNS, by_variant, is_share, pass_metrics
 
@@ -21,9 +21,6 @@ FEW = 10
 """Variants that colours of a list can tell apart; more take theirs from a scale."""
 _AXES = {"step": "step", "tokens": "thousand sampled tokens"}
 _VALUES = {"accuracy": "held-out accuracy", "length": "tokens of an answer"}
-
-REACHED = "train/kl"
-"""The KL to the reference that training came to (stages/grpo/metrics.py)."""
 
 Facet = tuple[str, dict[str, str]]
 """Title, and variant -> its label."""

@@ -14,6 +14,10 @@ from stages.studies.text import COLUMNS, is_share, markdown, number
 
 METRICS = ("mean_length", "mean_length_right", "accuracy")
 """What is shown against the setting, where any arm has it."""
+REACHED = "train/kl"
+"""The KL to the reference that training came to: a token's, k3, the mean over the last quarter of the steps."""
+SPARE = 3
+"""So many more arms than numbers to fit must a seed have."""
 Levels = Mapping[str, Mapping[str, str]]
 """Variant -> its levels by factor."""
 
@@ -34,9 +38,56 @@ def slopes_table(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> str:
     shown = [metric for metric in METRICS if any(metric in arm.metrics for arm in arms)]
     rows = [[name, *(_cell(metric, found(metric)) for metric in shown)] for name, found in _rows(slopes, arms, levels)]
     unit = "for ten times the setting" if slopes.log else "for one more of the setting"
-    heads = [COLUMNS[metric] + (", points" if is_share(metric) else "") for metric in shown]
     head = f"Slopes against {slopes.against}: the change {unit}; the intervals are not corrected for their number.\n\n"
-    return head + markdown([slopes.against, *heads], rows)
+    return head + markdown([slopes.against, *_heads(shown)], rows)
+
+
+def equal_kl_table(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> str:
+    """Factor × metric: what each factor's level adds at an equal KL, over seeds ± half of their interval; "" if none can say.
+
+    A coefficient is another strength in the loss than in the reward, so slopes against it mix where a KL stands with how near
+    to the reference it keeps the policy. Within each seed the metric is fitted as a quadratic in log10 of the KL that an arm
+    came to (`train/kl`) and a constant for every level but each factor's first; shown are these constants.
+    """
+    effects = [(factor, first, level) for factor, (first, *rest) in others(slopes, levels).items() for level in rest]
+    fitted = {metric: list(_fits(metric, effects, slopes, arms, levels)) for metric in METRICS}
+    shown = [metric for metric, found in fitted.items() if found]
+    if slopes.against != "kl" or not shown or not effects:
+        return ""
+    rows = []
+    for index, (factor, first, level) in enumerate(effects):
+        found = {metric: spread([constants[index] for constants, _ in fitted[metric]]) for metric in shown}
+        rows.append([f"{factor}: {level} less {first}", *(_cell(metric, found[metric]) for metric in shown)])
+    least = min(explained for metric in shown for _, explained in fitted[metric])
+    head = (
+        "At an equal KL to the reference (a quadratic in its logarithm and these constants, fitted within each seed, explain "
+    )
+    head += f"at least {100 * least:.1f} % of the variance between arms):\n\n"
+    return head + markdown(["at equal KL", *_heads(shown)], rows)
+
+
+def _fits(
+    metric: str, effects: Sequence[tuple[str, str, str]], slopes: Slopes, arms: Sequence[Arm], levels: Levels
+) -> Iterator[tuple[list[float], float]]:
+    """For each seed the constants of the effects, and the share of variance explained; seeds with too few arms have none."""
+    import numpy as np
+
+    variants = {variant for block in slopes.blocks for variant in block}
+    for seed in dict.fromkeys(arm.seed for arm in arms):
+        own = [arm for arm in arms if arm.seed == seed and arm.variant in variants]
+        own = [arm for arm in own if metric in arm.metrics and arm.metrics.get(REACHED, 0.0) > 0]
+        if len(own) < len(effects) + 3 + SPARE:
+            continue
+        kl, y = np.log10([arm.metrics[REACHED] for arm in own]), np.array([arm.metrics[metric] for arm in own])
+        has = [[float(levels[arm.variant][factor] == level) for arm in own] for factor, _, level in effects]
+        x = np.column_stack([np.ones_like(kl), kl, kl**2, *has])
+        found, *_ = np.linalg.lstsq(x, y, rcond=None)
+        about = float(((y - y.mean()) ** 2).sum())
+        yield found[3:].tolist(), 1 - float(((y - x @ found) ** 2).sum()) / about if about else 1.0
+
+
+def _heads(metrics: Sequence[str]) -> list[str]:
+    return [COLUMNS[metric] + (", points" if is_share(metric) else "") for metric in metrics]
 
 
 def _rows(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> Iterator[tuple[str, "_Slope"]]:

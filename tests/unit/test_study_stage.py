@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 
 import pytest
@@ -11,8 +12,10 @@ from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from stages.studies import figures
+from stages.studies.arms import Arm
 from stages.studies.figures import averaged, facets
 from stages.studies.settings import Comparison, Quantity, Slopes
+from stages.studies.slopes import equal_kl_table
 from stages.study import ArmInputs, StudyConfig
 
 SEEDS = (0, 1, 2)
@@ -155,9 +158,8 @@ def factorial(tmp_path):
 def test_slopes_of_a_factorial_stand_by_combination_by_level_and_by_factor(factorial, tmp_path):
     _, report = run(*factorial, tmp_path / "study")
     page = (report / "study.md").read_text()
-    table = [
-        line.split(" | ")[:2] for line in page.split("Slopes against kl: the change for ten times the setting")[1].split("\n| ")
-    ]
+    _, after = page.split("Slopes against kl: the change for ten times the setting")
+    table = [line.split(" | ")[:2] for line in after.split("\n\nAt an equal KL")[0].split("\n| ")]
     # ± by hand: three seeds that differ by 1 have sd 1, and 4.303 / sqrt(3) = 2.48
     assert table[3:] == [
         ["loss · mean", "-1 ± 0"],
@@ -173,6 +175,29 @@ def test_slopes_of_a_factorial_stand_by_combination_by_level_and_by_factor(facto
     ]
     assert page.count("![slopes](slopes-1.png)") == 1
     assert (report / "slopes-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_factor_does_at_an_equal_kl_is_told_apart_from_the_kl(factorial):
+    """Accuracy is made of the KL alone, length of the KL, the place (2 longer in the reward) and nothing else."""
+    config, _ = factorial
+    (slopes,), arms = config.slopes, []
+    rng = random.Random(3)
+    for seed in SEEDS:
+        for variant, has in config.variants.items():
+            for _ in range(2):
+                kl = 10 ** rng.uniform(-3, -1) * (0.2 if has["place"] == "reward" else 1.0)
+                length = 40 + 5 * math.log10(kl) - math.log10(kl) ** 2 + 2.0 * (has["place"] == "reward")
+                arms.append(Arm(variant, seed, "base", metrics={"train/kl": kl, "mean_length": length, "accuracy": 0.9}))
+    table = equal_kl_table(slopes, arms, config.variants)
+    assert "explain at least 100.0 % of the variance" in table
+    assert table.splitlines()[2] == "| at equal KL | length | accuracy, points |"
+    place, weight = (line.split(" | ") for line in table.splitlines()[4:])
+    assert place[0] == "| place: reward less loss"
+    assert float(place[1].split(" ± ")[0]) == pytest.approx(2.0)
+    assert weight[0] == "| weight: constant less mean"
+    assert float(weight[1].split(" ± ")[0]) == pytest.approx(0.0, abs=1e-9)
+    assert equal_kl_table(slopes, arms[:7], config.variants) == "", "too few arms to fit"
+    assert equal_kl_table(slopes.model_copy(update={"against": "lr"}), arms, config.variants) == ""
 
 
 def test_a_line_of_the_slopes_figure_is_a_combination_with_its_seeds_interval(factorial, tmp_path, monkeypatch):
