@@ -50,7 +50,7 @@ def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name,
     second = [recipe.stages["second_test.zero"].held_out] if mawps else []
     assert zero.decontaminate.against == (measured.held_out, *second)
     assert (zero.questions, zero.samples, zero.lr, zero.kl, measured.samples) == (8, 32, 1.5e-5, 0, 4)
-    assert len(zero.template.examples) == (5 if mawps else 3) and zero.template.open_thinking
+    assert len(zero.template.examples) == (5 if mawps else 4) and zero.template.open_thinking
     if mawps:
         cuts = [(s.offset, s.limit) for s in (zero.problems, zero.held_out, measured.held_out)]
         assert cuts == [(0, 331), (331, 40), (371, 160)], "no problem is in two of them"
