@@ -115,6 +115,7 @@ def against(slopes: Slopes, arms: Sequence[Arm], levels: Levels, starts: dict[st
             axes[-1].plot([one[REACHED] for one in of], [one["mean_length"] for one in of], ".", color=colour, alpha=0.8)
         axes[-1].set_xlabel(f"{COLUMNS[REACHED]} of a token, last quarter of the steps")
         axes[-1].set_title("length by the KL reached", fontsize="medium")
+        axes[-1].locator_params(axis="x", nbins=5)
     for place in axes:
         place.grid(alpha=0.25)
     axes[-1].legend(
