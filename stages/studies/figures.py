@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stages.studies.arms import Arm
 from stages.studies.settings import Slopes
-from stages.studies.slopes import METRICS, REACHED, Levels, combination
+from stages.studies.slopes import METRICS, REACHED, Levels, combination, tells_kl
 from stages.studies.spread import Spread
 from stages.studies.text import COLUMNS, by_variant, is_share, pass_metrics
 
@@ -89,7 +89,7 @@ def against(slopes: Slopes, arms: Sequence[Arm], levels: Levels, starts: dict[st
     loss than in the reward, and in a mean than in a sum.
     """
     metrics = [metric for metric in METRICS if by_variant(arms, metric)]
-    reached = slopes.against == "kl" and REACHED in {metric for arm in arms for metric in arm.metrics}
+    reached = tells_kl(slopes, arms)
     panels = len(metrics) + reached
     figure = Figure(figsize=(3.7 * panels + 2, 3.6), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

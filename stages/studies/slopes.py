@@ -42,6 +42,11 @@ def slopes_table(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> str:
     return head + markdown([slopes.against, *_heads(shown)], rows)
 
 
+def tells_kl(slopes: Slopes, arms: Sequence[Arm]) -> bool:
+    """Whether the slopes are against the KL's coefficient, and some arm says which KL it came to."""
+    return slopes.against == "kl" and any(REACHED in arm.metrics for arm in arms)
+
+
 def equal_kl_table(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> str:
     """Factor × metric: what each factor's level adds at an equal KL, over seeds ± half of their interval; "" if none can say.
 
@@ -52,7 +57,7 @@ def equal_kl_table(slopes: Slopes, arms: Sequence[Arm], levels: Levels) -> str:
     effects = [(factor, first, level) for factor, (first, *rest) in others(slopes, levels).items() for level in rest]
     fitted = {metric: list(_fits(metric, effects, slopes, arms, levels)) for metric in METRICS}
     shown = [metric for metric, found in fitted.items() if found]
-    if slopes.against != "kl" or not shown or not effects:
+    if not (tells_kl(slopes, arms) and shown and effects):
         return ""
     rows = []
     for index, (factor, first, level) in enumerate(effects):
