@@ -89,6 +89,7 @@ def _make(source: GymSource, where: str) -> Iterator[dict[str, str]]:
     if source.task == "composite":
         raise UserError("`composite` is no task of its own", where=f"{where}.task", mend="make a `mixture` of its tasks")
     dataset = _dataset(source.task, {**source.settings, "seed": source.seed, "size": source.count}, where)
+    _check_answers(source.task, dataset.config, where)
     for number in range(source.count):
         # A few tasks draw from the global generators.
         random.seed(f"reasoning-gym-{source.task}-{source.seed}-{number}")
@@ -152,6 +153,18 @@ def _dataset(task: str, settings: dict[str, Any], where: str) -> Any:
     except (AssertionError, TypeError, ValueError) as error:  # how its configurations refuse
         what = f"reasoning-gym's `{task}` refuses its settings ({error})"
         raise UserError(what, where=f"{where}.settings", mend="see the task's configuration in reasoning-gym") from error
+
+
+def _check_answers(task: str, config: Any, where: str) -> None:
+    """Refuse the one setting whose answers are wrong (reasoning-gym 0.1.25, `_generate_simple_task`)."""
+    if task != "basic_arithmetic" or config.allow_parentheses:
+        return
+    operators = set(config.operators)
+    if operators <= {"+", "-"} or operators == {"*"}:  # right from left to right
+        return
+    what = "reasoning-gym's `basic_arithmetic` without parentheses computes from left to right: its answer to 4 + 2 * 2 is 12"
+    mend = "allow_parentheses: true, or operators of sums and differences alone, or of products alone"
+    raise UserError(what, where=f"{where}.settings", mend=mend)
 
 
 def _metadata(source: GymSource, entry: dict[str, Any]) -> str | None:

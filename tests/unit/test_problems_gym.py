@@ -73,12 +73,37 @@ def test_equal_questions_are_counted_and_a_mixture_takes_tasks():
             r"problems\.settings: reasoning-gym's `chain_sum` refuses.*min_term",
         ),
         ({"task": "chain_sum", "settings": {"min_terms": 0}}, r"problems\.settings"),
+        (
+            {"task": "basic_arithmetic", "settings": {"allow_parentheses": False}},
+            r"problems\.settings: .*from left to right.*allow_parentheses: true",
+        ),
+        ({"task": "basic_arithmetic", "settings": {"allow_parentheses": False, "operators": ["*", "+"]}}, "left to right"),
+        ({"task": "basic_arithmetic", "settings": {"allow_parentheses": False, "operators": ["/"]}}, "left to right"),
     ],
 )
-def test_what_does_not_exist_is_refused_in_one_line(more, says):
+def test_what_does_not_exist_or_is_wrong_is_refused_in_one_line(more, says):
     source = TypeAdapter(ProblemSource).validate_python({"source": "reasoning_gym", "count": 3, **more})
     with pytest.raises(UserError, match=says):
         load_problems(source, "problems")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"operators": ["+", "-"], "allow_parentheses": False}, {"operators": ["*"], "allow_parentheses": False}],
+)
+def test_answers_of_basic_arithmetic_follow_precedence(settings):
+    found = load_problems(GymSource(task="basic_arithmetic", count=40, seed=5, settings=settings), "problems")
+    assert len(found) > 30
+    for problem in found:
+        expression = json.loads(problem.metadata)["expression"]
+        assert set(expression) <= set("0123456789+-*/() ")
+        assert int(problem.answer) == eval(expression.replace("/", "//"))
+
+
+def test_what_is_refused_of_basic_arithmetic_is_still_wrong():
+    # When this fails, reasoning-gym has mended it, and `_check_answers` can go.
+    dataset = gym.create_dataset("basic_arithmetic", allow_parentheses=False, operators=["+", "*"], size=40, seed=5)
+    assert any(int(entry["answer"]) != eval(entry["metadata"]["expression"]) for entry in dataset)
 
 
 def test_a_missing_package_is_one_clear_line(monkeypatch):
