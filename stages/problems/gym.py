@@ -5,15 +5,18 @@ and `reasoning_gym` says its settings and where JSON has made lists of tuples. S
 of them, or none (`boxnet`, `rush_hour`): then the reference answer is empty and only the verifier can tell.
 """
 
+import ast
 import contextlib
 import copy
 import importlib.util
 import json
+import operator
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,12 @@ from stages.store.suggest import nearest
 
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 """Where tasks of many right answers keep one of them."""
+OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 class GymSource(Chosen):
@@ -38,7 +47,7 @@ class GymSource(Chosen):
     count: int = Field(ge=1)
     """Number of problems made; of equal questions the first stays."""
     seed: int = Field(default=0, ge=0)
-    """Which problems are made."""
+    """Which problems are made. Many tasks make problem i from seed + i: seeds closer than `count` share problems."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The task's own settings, such as `{min_terms: 2, max_terms: 4}`; its defaults for the rest."""
 
@@ -89,14 +98,19 @@ def _make(source: GymSource, where: str) -> Iterator[dict[str, str]]:
     if source.task == "composite":
         raise UserError("`composite` is no task of its own", where=f"{where}.task", mend="make a `mixture` of its tasks")
     dataset = _dataset(source.task, {**source.settings, "seed": source.seed, "size": source.count}, where)
-    _check_answers(source.task, dataset.config, where)
     for number in range(source.count):
         # A few tasks draw from the global generators.
         random.seed(f"reasoning-gym-{source.task}-{source.seed}-{number}")
         np.random.seed(random.getrandbits(32))
-        entry = dataset[number]
+        try:
+            entry = dataset[number]
+        except ArithmeticError as error:
+            yield {"fault": f"reasoning-gym fails to make it ({error})"}
+            continue
         metadata = _metadata(source, entry)
-        if metadata is None:
+        if _answers_wrongly(source.task, entry):
+            yield {"fault": "reasoning-gym's answer is not what the expression gives"}
+        elif metadata is None:
             yield {"fault": "the entry cannot be kept as JSON"}
         elif not str(entry["question"]).strip():
             yield {"fault": "the question is empty"}
@@ -155,16 +169,30 @@ def _dataset(task: str, settings: dict[str, Any], where: str) -> Any:
         raise UserError(what, where=f"{where}.settings", mend="see the task's configuration in reasoning-gym") from error
 
 
-def _check_answers(task: str, config: Any, where: str) -> None:
-    """Refuse the one setting whose answers are wrong (reasoning-gym 0.1.25, `_generate_simple_task`)."""
-    if task != "basic_arithmetic" or config.allow_parentheses:
-        return
-    operators = set(config.operators)
-    if operators <= {"+", "-"} or operators == {"*"}:  # right from left to right
-        return
-    what = "reasoning-gym's `basic_arithmetic` without parentheses computes from left to right: its answer to 4 + 2 * 2 is 12"
-    mend = "allow_parentheses: true, or operators of sums and differences alone, or of products alone"
-    raise UserError(what, where=f"{where}.settings", mend=mend)
+def _answers_wrongly(task: str, entry: dict[str, Any]) -> bool:
+    """Whether `basic_arithmetic` gives another answer than its expression has (reasoning-gym 0.1.25).
+
+    Without parentheses it computes from left to right (4 + 2 * 2 is 12) and divides by another number than it asks; with them
+    quotients are rounded down on the way.
+    """
+    if task != "basic_arithmetic":
+        return False
+    try:
+        return _exact(ast.parse(entry["metadata"]["expression"].strip(), mode="eval").body) != Fraction(entry["answer"])
+    except ZeroDivisionError:
+        return True
+
+
+def _exact(node: ast.AST) -> Fraction:
+    """The value of a sum, difference, product or quotient of integers, unrounded."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_exact(operand)
+        case ast.BinOp(left=left, op=op, right=right):
+            return OPERATORS[type(op)](_exact(left), _exact(right))
+    raise ValueError(f"no arithmetic: {ast.dump(node)}")
 
 
 def _metadata(source: GymSource, entry: dict[str, Any]) -> str | None:

@@ -54,6 +54,10 @@ def test_a_real_model_is_chosen_on_validation_and_measured_on_a_test_split(name,
     if mawps:
         cuts = [(s.offset, s.limit) for s in (zero.problems, zero.held_out, measured.held_out)]
         assert cuts == [(0, 331), (331, 40), (371, 160)], "no problem is in two of them"
+    else:
+        # reasoning-gym makes problem i from seed + i.
+        made = [number for s in (zero.problems, zero.held_out, measured.held_out) for number in range(s.seed, s.seed + s.count)]
+        assert len(made) == len(set(made)) == 800
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-7b-8gpu", "deepseek-v3", "smollm2-gsm8k"])
