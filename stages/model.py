@@ -103,16 +103,28 @@ def _gguf_file(config: ModelConfig) -> Path | None:
     return files[0]
 
 
+def _check_gguf(file: Path) -> None:
+    """Raise UserError unless the file is there and whole by the format's own reader; else damage would look like a lack."""
+    from gguf import GGUFReader
+
+    if not file.is_file():
+        raise UserError("no such file", where=str(file), mend="name a *.gguf file")
+    try:
+        with file.open("rb") as head:
+            if head.read(4) != b"GGUF":
+                raise UserError("not a GGUF file", where=str(file), mend="name a *.gguf file")
+        GGUFReader(file)
+    except (OSError, ValueError, IndexError, KeyError) as error:  # unreadable, cut, damaged, or of another version
+        what = f"the GGUF file cannot be read ({_first_line(error)})"
+        raise UserError(what, where=str(file), mend="get the whole file again, in GGUF version 2 or 3") from error
+
+
 def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    if not file.is_file():
-        raise UserError("no such file", where=str(file), mend="name a *.gguf file")
-    with file.open("rb") as head:
-        if head.read(4) != b"GGUF":
-            raise UserError("not a GGUF file", where=str(file), mend="name a *.gguf file")
+    _check_gguf(file)
     mend = "transformers knows only some architectures as GGUF; convert it to a model folder and use `path:`"
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
@@ -121,8 +133,8 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
         # `from_pretrained(gguf_file=…)` does the same, but asks for accelerate and marks the model as quantised, so that it
         # refuses to be saved.
         state = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:  # how transformers' reader refuses what it lacks
-        raise UserError(f"the GGUF file cannot be read ({_first_line(error)})", where=str(file), mend=mend) from error
+    except (ValueError, KeyError, NotImplementedError) as error:  # how it refuses what it lacks: the file itself is sound
+        raise UserError(f"transformers cannot take this model ({_first_line(error)})", where=str(file), mend=mend) from error
     lacking = model.load_state_dict(state, strict=False)
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     if missing := sorted({*lacking.missing_keys, *lacking.unexpected_keys} - tied):

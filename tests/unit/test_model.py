@@ -3,6 +3,8 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -151,6 +153,24 @@ def test_a_package_or_file_without_a_gguf(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"no")
     with pytest.raises(UserError, match="not a GGUF file"):
         make(tmp_path, gguf=str(tmp_path / "a.gguf"))
+
+
+def test_a_cut_gguf_is_told_from_one_that_transformers_lacks(tmp_path):
+    file = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(file, "nothing_like_this")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"transformers cannot take this model .*architecture nothing_like_this.*use `path:`"):
+        make(tmp_path, gguf=str(file))
+    whole = file.read_bytes()
+    assert len(whole) > 150
+    for size in range(4, len(whole)):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"the GGUF file cannot be read .*get the whole file again"):
+            make(tmp_path, gguf=str(file))
 
 
 @pytest.mark.slow
