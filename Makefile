@@ -8,7 +8,7 @@ VLLM_READY := $(VLLM)/.ready
 INFRA := .venv-infra
 INFRA_READY := $(INFRA)/.ready
 
-.PHONY: setup quickstart vllm test test-slow test-vllm peers check check-infra bench faults
+.PHONY: setup quickstart vllm test test-slow test-vllm test-gpu peers check check-infra bench faults
 .DEFAULT_GOAL := setup
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +41,9 @@ test-slow: $(READY)        ## proofs that take minutes
 
 test-vllm: $(READY) $(VLLM_READY)  ## sampling with vLLM
 	$(BIN)/pytest -m vllm -n 0 --timeout 1800
+
+test-gpu: $(READY)         ## numbers, updates and stages on an NVIDIA GPU
+	$(BIN)/pytest -m gpu -n 3 --timeout 1800
 
 peers: $(READY)            ## the same numbers as TRL, which this installs besides
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'

@@ -130,6 +130,8 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
     except ValidationError as error:
         first = str(error.errors()[0]["msg"])
         raise UserError(f"not a config of `{kind.name}` ({first})", where=str(folder.config), mend="use `r1 run`") from error
+    if getattr(getattr(config, "compute", None), "device", None) == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed moves all models to a GPU where it sees one
     if world_size > 1 and not kind.distributed:
         raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
     if rank == 0:
@@ -149,11 +151,12 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
         world_size=world_size,
     )
     result = kind.run(context)
-    peaks = [peak_memory()]
+    peaks = [(peak_memory(), peak_gpu_memory())]
     if world_size > 1:
         from stages.engine import ranks
 
         peaks = ranks.gather(peaks[0])
+    memory, gpu_memory = (None if None in column else sum(filter(None, column)) for column in zip(*peaks, strict=True))
     if rank == 0:
         seconds = time.monotonic() - started + _earlier_seconds(folder)
         write_manifest(
@@ -166,7 +169,8 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
             tokens=result.tokens,
             wall_seconds=round(seconds, 3),
             device_seconds=round(seconds * world_size, 3),
-            peak_memory=None if None in peaks else sum(peak for peak in peaks if peak is not None),
+            peak_memory=memory,
+            peak_gpu_memory=gpu_memory,
         )
     return result
 
@@ -182,6 +186,12 @@ def peak_memory() -> int | None:
         return None
     found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def peak_gpu_memory() -> int | None:
+    """Most bytes of tensors that this process has held on its GPU at a time, None where it used none."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _sweep(folder: StageFolder) -> None:

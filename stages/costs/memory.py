@@ -1,8 +1,9 @@
 """Memory of one GPU, or of one process on a CPU, at the peak of an update.
 
-States as the ZeRO paper counts them (arXiv 1910.02054, section 3): with AdamW in mixed precision 2 + 2 + 12 bytes a weight,
-of which ZeRO 1 spreads the 12 (master weight and two moments) over the processes, ZeRO 2 the gradients too, ZeRO 3 all. In
-float32 a weight is its own master: 4 + 4 + 8. What DeepSpeed holds beside that is counted as its pinned version has it.
+States as the ZeRO paper counts them (arXiv 1910.02054, section 3), but with gradients summed in float32: with AdamW in mixed
+precision 2 + 4 + 12 bytes a weight, of which ZeRO 1 spreads the 12 (master weight and two moments) over the processes, ZeRO 2
+the gradients too, ZeRO 3 all. Without ZeRO they are spread as well (stages/engine/deepspeed_engine.py). In float32 a weight is
+its own master: 4 + 4 + 8. What DeepSpeed holds beside that is counted as its pinned version has it.
 """
 
 from dataclasses import dataclass
@@ -66,11 +67,11 @@ def training_memory(
         trained = weights
     else:
         weights += trained
-    master = 0 if item == 4 else 4
+    mixed = item == 2
     states = {
         "weights": weights * item / (n if zero == 3 else 1),
-        "gradients": trained * item / (n if zero >= 2 else 1),
-        "optimizer": trained * (8 + master) / (n if zero >= 1 else 1),
+        "gradients": trained * 4 / (n if zero >= 2 else 1),
+        "optimizer": trained * (12 if mixed else 8) / (n if zero >= 1 or mixed else 1),
     }
     if zero in (1, 2) and item == 4:
         states["optimizer"] += trained * 4 / n  # DeepSpeed clones its share of float32 weights all the same
@@ -80,9 +81,11 @@ def training_memory(
         offloaded = sum(states[name] for name in moved)
         states |= dict.fromkeys(moved, 0.0)
     bucket = min(trained, REDUCED) if touched_only else REDUCED
-    working = bucket * item if zero else 0.0
-    if zero in (1, 2):
+    working = bucket * item if zero >= (2 if mixed else 1) else 0.0
+    if zero in (1, 2) and not mixed:
         working += trained * item / n  # its share of the summed gradients once more, flat
+    if zero <= 1 and mixed and n > 1:
+        working += trained * 4  # ... and all of them, for their sum over the processes
     if zero == 3:
         # Weights as they are gathered and gathered; the bucket's copy, cut by process, that is scattered (gloo clones it).
         working += (min(weights, PREFETCHED) + min(weights, LIVE) + bucket * (2 if touched_only else 1)) * item

@@ -49,15 +49,16 @@ def train_spans(shape: Shape, item: int, groups: Groups, loop: Loop) -> dict[str
 
 
 def exchanged(shape: Shape, item: int, loop: Loop, trained: float, read: float, updates: float) -> float:
-    """Bytes that a process sends. Without ZeRO and with 1 or 2 gradients and weights go round once an update (twice a ring).
+    """Bytes that a process sends. Without ZeRO and with 1 or 2 gradients and weights go round once an update.
 
-    With ZeRO-3 weights are gathered for each forward and each backward pass of a micro-batch, and gradients scattered.
+    With ZeRO-3 weights are gathered for each forward and each backward pass of a micro-batch, and gradients scattered. Those go
+    in float32 (stages/engine/deepspeed_engine.py), and twice round where every process wants all of them.
     """
-    ring = item * (loop.processes - 1) / loop.processes
-    learned = ring * (loop.adapters or shape.parameters)
+    ring = (loop.processes - 1) / loop.processes
+    gradients, weights = (ring * size * (loop.adapters or shape.parameters) for size in (4, item))
     if loop.zero < 3:
-        return learned * 2 * updates
-    return ring * shape.parameters * (2 * trained + read) + learned * trained
+        return updates * (gradients * (2 if item == 2 and loop.zero < 2 else 1) + weights)
+    return ring * item * shape.parameters * (2 * trained + read) + gradients * trained
 
 
 def sample_span(shape: Shape, item: int, groups: Groups, rows: float) -> Amounts:

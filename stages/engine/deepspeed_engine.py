@@ -24,9 +24,10 @@ from stages.engine.settings import Training, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
 from stages.store.clock import clock
+from stages.store.errors import UserError
 
 BUCKET = 2**22
-"""Entries of gradients after which ranks sum what has come together, without ZeRO; a larger weight is not cut."""
+"""Entries of gradients after which ranks sum what has come together, where each has them whole; a larger weight is not cut."""
 
 
 class Engine:
@@ -47,7 +48,8 @@ class Engine:
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
         file = deepspeed_settings(zero)
-        bf16 = parameters[0].dtype == torch.bfloat16
+        if bf16 := parameters[0].dtype == torch.bfloat16:
+            file = _in_float32(file)
         self.zero_stage = int(file.get("zero_optimization", {}).get("stage", 0))
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
@@ -58,13 +60,14 @@ class Engine:
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": optimizer.max_grad_norm,
                 "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": bf16},
+                "bf16": {"enabled": bf16, "immediate_grad_update": True},
                 "steps_per_print": 10**9,
             },
             dist_init_required=False,
         )
         self.world_size, self.rank = ranks.size(), ranks.number()
-        if self.zero_stage == 0:
+        self._whole_gradients = self.zero_stage == 0 or (bf16 and self.zero_stage == 1)
+        if self._whole_gradients:
             # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
             self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
@@ -97,13 +100,34 @@ class Engine:
         """Add the gradients of losses, each already divided by the global count and computed just before its backward."""
         for index, loss in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
-            with clock.span("forward"):
-                scaled = loss() * self.world_size
-            with clock.span("backward"):
-                self.engine.backward(scaled, scale_wrt_gas=False)
-        if self.zero_stage == 0 and self.world_size > 1:
+            with self._in_fixed_order():
+                with clock.span("forward"):
+                    scaled = loss() * self.world_size
+                with clock.span("backward"):
+                    self.engine.backward(scaled, scale_wrt_gas=False)
+        if self._whole_gradients and self.world_size > 1:
             with clock.span("backward"):
                 self.engine.allreduce_gradients(bucket_size=BUCKET)
+
+    @contextlib.contextmanager
+    def _in_fixed_order(self) -> Iterator[None]:
+        """Sums in the same order at every run. Only for gradients: elsewhere no two summands meet, and it would cost time.
+
+        Raises UserError where a GPU cannot.
+        """
+        if self.device.type != "cuda" or not self.settings.deterministic:
+            yield
+            return
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            what = str(error).split(",")[0].split(". ")[0]
+            raise UserError(what, where="deterministic", mend="set it to false for this stage") from error
+        finally:
+            torch.use_deterministic_algorithms(False)
 
     def step(self, lr: float) -> float:
         """Clip, update, forget the gradients; returns the gradient's global norm before clipping."""
@@ -172,3 +196,14 @@ class Engine:
     def restore(self, stored: Callable[[str], Tensor]) -> None:
         """Take the state from a checkpoint, whatever ZeRO stage and number of ranks wrote it. Every rank calls it."""
         write_state(self.engine, stored)
+
+
+def _in_float32(file: dict[str, Any]) -> dict[str, Any]:
+    """Settings that sum gradients of bfloat16 weights in float32, in a process and over processes, unless `file` says else.
+
+    In their own 8 bits a sum of hundreds of micro-batches loses a third of itself. DeepSpeed has no such sum without ZeRO, so
+    it is ZeRO 1 there: the same arithmetic, with AdamW's state spread over the processes.
+    """
+    zero = file.get("zero_optimization", {})
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    return sums | file | {"zero_optimization": zero | {"stage": zero.get("stage", 0) or 1}}

@@ -24,6 +24,9 @@ def join(device: str) -> None:
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":  # before the group is made: NCCL takes the current device for the objects it gathers
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Sums in a fixed order (Engine.accumulate) want the first; the second would fill every new array with NaN meanwhile.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     launched = dist.is_torchelastic_launched()
     here = not launched or os.environ["MASTER_ADDR"] == LOOPBACK
     if here:  # left alone, both listen on the machine's own address

@@ -91,6 +91,9 @@ class Training(Optimizer):
     a finished stage the last two are, and those of `checkpoints.keep_every`."""
     gradient_checkpointing: Annotated[bool, EXECUTION] = False
     """Keep each layer's input alone and compute the layer again for its gradient: less memory, a fourth more arithmetic."""
+    deterministic: Annotated[bool, EXECUTION] = True
+    """On a GPU, sum gradients in a fixed order, so that a resumed run has the bits of an uninterrupted one. false: faster, and
+    for models with an operation that knows no such order. A CPU's order is always fixed."""
 
 
 class Lora(Config):

@@ -69,6 +69,9 @@ class Manifest(Sealed):
     peak_memory: int | None = None
     """Most bytes of memory that the processes of the attempt that finished held, each at its own peak, added up; a GPU's
     memory and verifiers' processes are not in it. None where the system does not tell."""
+    peak_gpu_memory: int | None = None
+    """Most bytes of tensors that those processes held on their GPUs, each at its own peak, added up; another engine's (vLLM's)
+    are not in it. None without a GPU."""
     finished: str
     git_commit: str | None
     versions: dict[str, str]

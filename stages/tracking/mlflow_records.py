@@ -44,6 +44,8 @@ def log_records(client: Any, experiment_id: str, run_id: str, name: str, folder:
     results |= {"time/wall_seconds": done.wall_seconds, "time/device_seconds": done.device_seconds}
     if done.peak_memory is not None:
         results["memory/peak_bytes"] = done.peak_memory
+    if done.peak_gpu_memory is not None:
+        results["memory/peak_gpu_bytes"] = done.peak_gpu_memory
     client.log_batch(run_id, metrics=[Metric(key, float(value), finished, 0) for key, value in results.items()])
     datasets = [_dataset(role, item, "training") for role, item in done.inputs.items() if _is_data(item)]
     if done.output == "dataset":

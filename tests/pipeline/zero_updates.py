@@ -1,6 +1,7 @@
 """A rank of the ZeRO test: makes updates on recorded groups for each case, and leaves weights, gradients and statistics.
 
-`torchrun … zero_updates.py FOLDER`: in it cases.json, name -> settings and `recorded`, the file of groups in FOLDER.
+`torchrun … zero_updates.py FOLDER`: in it cases.json, name -> settings and `recorded`, the file of groups in FOLDER; `device`
+and `dtype` are the CPU and float32 unless a case says otherwise.
 """
 
 import json
@@ -14,6 +15,7 @@ from deepspeed.utils import safe_get_full_grad
 from stages.engine import ranks, scorer
 from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
+from stages.engine.packed import Text, alone
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
@@ -30,7 +32,7 @@ class Recorded(Engine):
 
     def step(self, lr: float) -> float:
         parameters = [p for p in self.engine.module.parameters() if p.requires_grad]
-        self.gradient = torch.cat([safe_get_full_grad(p).flatten().clone() for p in parameters])
+        self.gradient = torch.cat([safe_get_full_grad(p).flatten().to("cpu", copy=True) for p in parameters])
         return super().step(lr)
 
 
@@ -40,15 +42,16 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for name, case in json.loads((folder / "cases.json").read_text()).items():
         groups, count, cuts = read_groups(folder / case.pop("recorded")), case.pop("groups", None), case.pop("cuts", None)
-        resume = case.pop("resume", None)
+        copies, resume = case.pop("copies", None), case.pop("resume", None)
+        device, dtype = case.pop("device", "cpu"), getattr(torch, case.pop("dtype", "float32"))
         settings = GRPO(lr=1e-3, **case)
         ppo, shared = settings.algorithm == "ppo", settings.critic.model == "shared"
         made = TokenValueScorer if ppo and shared else TokenScorer
-        policy = Recorded(made(tiny_llama().float()), settings, settings.deepspeed, "cpu")
+        policy = Recorded(made(tiny_llama().to(dtype)), settings, settings.deepspeed, device)
         critic = None
         if ppo and not shared:
-            critic = Recorded(ValueScorer(tiny_llama().float()), settings, settings.deepspeed, "cpu")
-        reference = Reference(tiny_llama(seed=1).float(), policy.device) if settings.kl else None
+            critic = Recorded(ValueScorer(tiny_llama().to(dtype)), settings, settings.deepspeed, device)
+        reference = Reference(tiny_llama(seed=1).to(dtype), policy.device) if settings.kl else None
         found: dict[str, list] = {"gradients": [], "stats": [], "passes": []}
 
         def step(number: int, cut: GRPO, lr: float) -> None:
@@ -61,7 +64,14 @@ def main() -> None:
                 found["gradients"].append(policy.gradient)  # noqa: B023
                 found["passes"].append([len(packed.owner.unique()) for packed in batch.micro])  # noqa: B023
 
-        if cuts is None:
+        if copies:
+            first = groups[0].episodes[0]
+            text = alone([Text(first.prompt_ids, first.completion_ids)])[0]
+            for count in copies:
+                policy.accumulate([lambda: policy.score(text)[0].mean() / count] * count)  # noqa: B023  called at once
+                policy.step(0.0)
+                found["gradients"].append(policy.gradient)
+        elif cuts is None:
             # What the second step leaves is saved; a case with `resume` begins there, whatever layout saved it.
             first = 0
             if resume:
@@ -81,10 +91,10 @@ def main() -> None:
             for cut in cuts:
                 step(0, GRPO(**settings.model_dump() | {"packing": cut}), 0.0)
         with policy.whole_weights() as model:
-            weights = [p.detach().flatten().clone() for p in model.parameters()]
+            weights = [p.detach().flatten().to("cpu", copy=True) for p in model.parameters()]
         if critic:
             with critic.whole_weights() as model:
-                weights += [p.detach().flatten().clone() for p in model.parameters()]
+                weights += [p.detach().flatten().to("cpu", copy=True) for p in model.parameters()]
         if ranks.number() == 0:
             torch.save(found | {"weights": torch.cat(weights)}, folder / f"{name}.pt")
     ranks.barrier()

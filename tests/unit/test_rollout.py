@@ -1,5 +1,7 @@
 """The torch engine against transformers' own generate, and the draw against the distribution it inverts."""
 
+import random
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.records import read_groups, write_groups
 from stages.rollout.sampling import draw, nucleus, uniforms
-from stages.rollout.torch_engine import TorchRollout, end_tokens
+from stages.rollout.torch_engine import Finishing, TorchRollout, end_tokens
 from tests.conftest import tiny_llama
 
 PROMPTS = {"a": (6, 20, 7, 21), "b": (8,), "c": (9, 20, 10, 21, 11, 24)}
@@ -74,6 +76,30 @@ def test_an_answer_ends_at_any_declared_end_token_or_at_the_limit(engine):
         assert (completion.finish == "stop") == (completion.ids[-1] in {1, 7})
         assert completion.finish == "stop" or len(completion.ids) == 9
         assert "<eos>" not in completion.text
+
+
+@pytest.mark.parametrize("stop", [("</answer>",), ("é",), (" fin",), ("ok ",), ("</answer>", "\n\n")])
+def test_only_a_token_that_may_finish_a_stop_text_is_looked_at(stop):
+    """Over random tokens of bytes and pieces: a text that has the stop where it had none before ends with such a token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator([f"a{text}b{text} </a> > é è" for text in (*stop, "</answer>\n\n fin ok ")] * 9, vocab_size=300)
+    chosen, found, rng = Finishing(made, stop), 0, random.Random(0)
+    for _ in range(400):
+        ids = [rng.randrange(made.get_vocab_size()) for _ in range(8)]
+        if rng.random() < 0.5:
+            ids[2:2] = made.encode(rng.choice(stop)).ids
+        before = ""
+        for end in range(1, len(ids) + 1):
+            text = made.decode(ids[:end])
+            if any(text.count(s) > before.count(s) for s in stop):
+                assert chosen[ids[end - 1]]
+                found += 1
+            before = text
+    assert found > 100
+    if stop == ("</answer>",):  # pieces that end so, and bytes that are no character alone
+        assert [made.decode([t]) for t in range(made.get_vocab_size()) if chosen[t] and "\ufffd" not in made.decode([t])] != []
+        assert all(">" in made.decode([t]) or "\ufffd" in made.decode([t]) for t in range(300) if chosen[t])
 
 
 def test_end_tokens_of_a_model_without_any(engine):
