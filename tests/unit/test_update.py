@@ -1,6 +1,7 @@
 """Preparing a rollout and updating on it, through the engine: what is left out, what is weighed, what PPO's parts do."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from stages.engine.attention import Family, Layout
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Text, alone, pack
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
+from stages.engine.settings import Training
 from stages.grpo.algorithms import ALGORITHMS
 from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
@@ -18,6 +20,7 @@ from stages.grpo.update import update
 from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout
+from stages.store.errors import UserError
 from tests.conftest import group_of, tiny_llama
 from tests.unit import reference
 
@@ -418,3 +421,20 @@ def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less(mad
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-9)
     assert little < much / 2
+
+
+def test_a_gpus_gradients_are_summed_in_a_fixed_order_or_it_is_said_why_not():
+    gpu = SimpleNamespace(device=torch.device("cuda"), settings=Training())
+    with Engine._in_fixed_order(gpu):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    unable = "index_add_cuda_ does not have a deterministic implementation"
+    with pytest.raises(UserError, match=unable) as raised, Engine._in_fixed_order(gpu):
+        raise RuntimeError(f"{unable}, but you set …")
+    assert raised.value.where == "deterministic"
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="out of memory"), Engine._in_fixed_order(gpu):
+        raise RuntimeError("CUDA out of memory")
+    gpu.settings = Training(deterministic=False)
+    with Engine._in_fixed_order(gpu):
+        assert not torch.are_deterministic_algorithms_enabled()
