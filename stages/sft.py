@@ -4,6 +4,7 @@ The *base* model is trained on answers that were sampled and found correct and r
 are learned, the prompts are read. Documents are packed without seeing each other; the paper does not say whether its were.
 """
 
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,15 +72,18 @@ class SFTConfig(StageConfig, Supervised):
 def run(context: StageContext[SFTConfig]) -> Result:
     """Train on the dataset."""
     from stages.engine.adapters import adapted
+    from stages.engine.changed_weights import same_weights
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
+    from stages.rewards.learning import NOTE, sft_learning
     from stages.rollout.token_text import end_tokens
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.documents import hold_out, load_documents, tokenize
     from stages.supervised.held_out import HeldOut
     from stages.supervised.order import Order
     from stages.supervised.train import train
+    from stages.tracking.journal import read
 
     config = context.config
     roles = ["data"] if isinstance(config.data, str) else [f"data.{number}" for number in range(len(config.data))]
@@ -123,7 +127,15 @@ def run(context: StageContext[SFTConfig]) -> Result:
         metrics |= {"held_out_documents": float(len(held))}
     lengths = [len(texts[n].prompt) + len(texts[n].completion) for n in trained]
     tokens = sum(lengths[number] for step in range(order.steps) for number in order.of_step(step))
-    return Result(metrics=metrics, remarks=remarks, tokens=tokens)
+    notes: dict[str, Any] = {}
+    if context.main:
+        unchanged = same_weights(context.inputs["model"], context.folder.output("model"))
+        learning = sft_learning((line.metrics for line in read(context.folder.journal)), unchanged=unchanged)
+        notes[NOTE] = learning.note()
+        if learning.sentence:
+            remarks.insert(0, learning.sentence)
+            print(f"warning: {learning.sentence}", file=sys.stderr, flush=True)
+    return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=tokens)
 
 
 KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)
