@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from stages.engine.settings import DeepSpeedName, Lora
 from stages.store.config import ADDED, DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
+from stages.store.manifest import LEARNING
 from stages.store.stage import Result, StageContext, StageKind
 from stages.supervised.settings import Supervised, Validation
 
@@ -76,7 +77,7 @@ def run(context: StageContext[SFTConfig]) -> Result:
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
-    from stages.rewards.learning import NOTE, sft_learning
+    from stages.rewards.learning import sft_learning
     from stages.rollout.token_text import end_tokens
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.documents import hold_out, load_documents, tokenize
@@ -131,7 +132,7 @@ def run(context: StageContext[SFTConfig]) -> Result:
     if context.main:
         unchanged = same_weights(context.inputs["model"], context.folder.output("model"))
         learning = sft_learning((line.metrics for line in read(context.folder.journal)), unchanged=unchanged)
-        notes[NOTE] = learning.note()
+        notes[LEARNING] = learning.note()
         if learning.sentence:
             remarks.insert(0, learning.sentence)
             print(f"warning: {learning.sentence}", file=sys.stderr, flush=True)

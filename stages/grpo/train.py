@@ -28,12 +28,13 @@ from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
 from stages.rewards.coverage import check_coverage
 from stages.rewards.health import Watch, summary
-from stages.rewards.learning import NOTE, Learning, rl_learning
+from stages.rewards.learning import Learning, rl_learning
 from stages.rewards.verifiers import canaries_missed, used
 from stages.rollout.records import write_groups
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
 from stages.store.errors import Interrupted, UserError
+from stages.store.manifest import LEARNING
 from stages.store.stage import Result, StageContext
 from stages.tracking.journal import Journal, read
 
@@ -138,7 +139,7 @@ class Trainer:
                 "best_step": float(self.selection.best_step),
                 "best_reward": self.selection.best_reward,
             },
-            notes={NOTE: learning.note()} if learning else {},
+            notes={LEARNING: learning.note()} if learning else {},
             remarks=[*said, *self._remarks(step)],
             tokens=self.tokens,
         )

@@ -13,8 +13,6 @@ from typing import Any, Literal
 Metrics = Mapping[str, float]
 Outcome = Literal["learned", "no_signal", "unchanged", "format_only", "flat_loss"]
 """`learned`: nothing speaks against it. The others are what MLflow's tag `r1.learning` says."""
-NOTE = "learning"
-"""Key in a manifest's notes."""
 NEARLY_ALL = 0.999
 FEWEST_STEPS = 8
 """Steps of a curve whose beginning and end are compared."""
