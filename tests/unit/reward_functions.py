@@ -47,6 +47,13 @@ def not_a_number(answer):
     return f"good: {answer['question']}"
 
 
+def raising_on_wrong_answers(answer):
+    """A number for right answers alone."""
+    if answer["answer"] != answer["reference"]:
+        raise ValueError("wrong")
+    return 0.0
+
+
 def raising_on_right_answers(answer):
     """A number for some answers alone."""
     if answer["answer"] == answer["reference"]:

@@ -130,6 +130,14 @@ def test_a_reward_function_without_a_value_for_some_answers_does_not(train):
     assert result.metrics["steps"] == STEPS
 
 
+def test_texts_that_a_reward_function_cannot_take_do_not_end_a_run(train):
+    """It raises on every answer of the model, and has a value for a plain one: nothing that a model writes ends a run."""
+    odd = {"odd": {"function": "tests.unit.reward_functions:raising_on_wrong_answers"}}
+    result, folder = train("4", rewards={"functions": odd})
+    assert [line.metrics["rollout/no_verdict"] for line in read(folder.journal)] == [1.0] * STEPS
+    assert "`rewards.functions.odd` had no value for any answer" in result.remarks[0]
+
+
 def test_a_verifier_that_fails_on_known_answers_too_stops_the_stage(train, monkeypatch):
     from stages.rewards import coverage
 
