@@ -1,7 +1,7 @@
 """Rewards that have no value for any answer: the stage ends before it trains on nothing.
 
-A single answer without a value is left out of training, whatever its text did to the function. When there is a value for no answer
-of a step, answers that no model wrote decide whether it is the texts, which must not end a run, or the function or verifier.
+A single answer without a value is left out of training, whatever its text did to the function. When there is a value for no
+answer of a step, answers that no model wrote decide whether it is the texts, which must not end a run, or the rewards.
 """
 
 from collections import Counter
