@@ -172,5 +172,5 @@ def _write(path: Path, documents: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(documents, schema), path)
 
 
-KIND = StageKind(name="dataset", version=1, config=DatasetConfig, output="dataset", run=run)
+KIND = StageKind(name="dataset", version=2, config=DatasetConfig, output="dataset", run=run)
 """The user's own documents for supervised training."""

@@ -103,4 +103,4 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     return Result(metrics=evaluation.metrics, remarks=[*judged, *source.remarks("held_out")], tokens=progress.tokens)
 
 
-KIND = StageKind(name="evaluate_model", version=2, config=EvaluateModelConfig, output="report", run=run)
+KIND = StageKind(name="evaluate_model", version=3, config=EvaluateModelConfig, output="report", run=run)

@@ -266,4 +266,4 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-KIND = StageKind(name="model", version=1, config=ModelConfig, output="model", run=run)
+KIND = StageKind(name="model", version=2, config=ModelConfig, output="model", run=run)

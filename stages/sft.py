@@ -139,5 +139,5 @@ def run(context: StageContext[SFTConfig]) -> Result:
     return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=tokens)
 
 
-KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)
+KIND = StageKind(name="sft", version=2, config=SFTConfig, output="model", run=run, distributed=True)
 """Supervised training: the cold start, the 800k samples, distillation."""
