@@ -41,7 +41,7 @@ def standings(recipe: ResolvedRecipe) -> tuple[dict[str, Standing], dict[str, Fi
         standing = found[name] = Standing(config.kind, "to run", [source for source in sources if source not in finished])
         if standing.waits_for:
             continue
-        record = stage_record(config, finished)
+        record = stage_record(config, finished, recipe.code_folders)
         folder = runs.stage(record.kind, record.fingerprint)
         standing.folder, standing.fingerprint = str(folder.path), record.fingerprint
         manifest = verify_manifest(folder, record.fingerprint)

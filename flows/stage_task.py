@@ -54,7 +54,7 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
     Raises UserError for what the user can mend, StageFailed when the stage failed, Interrupted when it was stopped.
     """
     config = work.recipe.stages[name]
-    record = stage_record(config, work.finished)
+    record = stage_record(config, work.finished, work.recipe.code_folders)
     folder = _folder(work, name, record)
     work.record.stage(name, folder=str(folder.path), fingerprint=record.fingerprint)
     with hold(folder, work.progress.note, work.floor.check):

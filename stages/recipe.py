@@ -20,10 +20,11 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.evals.contamination import told_the_evaluations
 from stages.kinds import MODULES, stage_kind
 from stages.problems.decontamination import Decontaminated
-from stages.store.config import Config, StageConfig, external_paths, stage_inputs
+from stages.store.config import Config, StageConfig, external_paths, stage_inputs, user_functions
 from stages.store.errors import UserError
 from stages.store.secrets import given_away
 from stages.store.suggest import nearest
+from stages.store.user_code import code_folders, module_files
 from stages.studies.expand import STUDY, expanded
 from stages.studies.settings import Study
 
@@ -65,7 +66,9 @@ class ResolvedRecipe:
     sources: dict[str, list[str]]
     """Name of a stage in the file -> the stages it became."""
     document: dict[str, Any]
-    """The whole resolved configuration as JSON values: a run can be repeated from it alone."""
+    """The whole resolved configuration as JSON values: a run can be repeated from it and the code folders alone."""
+    code_folders: tuple[str, ...] = ()
+    """Absolute paths of the recipe file's folder and the working directory: where modules of the user's are searched."""
 
 
 MOST_VALUES, DEEPEST = 20_000, 40
@@ -78,11 +81,20 @@ M = TypeVar("M", bound=BaseModel)
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> ResolvedRecipe:
     """Read, merge, check and order a recipe.
 
-    `overrides` are `dotted.key=value` texts, the values in YAML. Raises UserError with the file and key of the first mistake.
+    `overrides` are `dotted.key=value` texts, the values in YAML. Raises UserError with the file and key of the first mistake, a
+    module of the user's that is missing or is not Python among them.
     """
     origins: Origins = {}
+    recipe = replace(_loaded(path, overrides or [], origins), code_folders=code_folders(path))
+    for name, config in recipe.stages.items():
+        for role, text in user_functions(config).items():
+            module_files(text.partition(":")[0], recipe.code_folders, _where(("stages", name, *role.split(".")), origins))
+    return recipe
+
+
+def _loaded(path: Path | str, overrides: list[str], origins: Origins) -> ResolvedRecipe:
     document = _read_merged(Path(path), origins, ())
-    for text in overrides or []:
+    for text in overrides:
         _override(document, text, origins)
     if STUDY not in document:
         return resolve(document, origins)
