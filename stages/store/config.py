@@ -7,7 +7,7 @@ so are the files that it is imported from (stages/store/user_files.py).
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -34,8 +34,9 @@ class StageInput:
 class ExternalFile:
     """Marks a field that names a file or folder of the user's; its content's digest goes into the fingerprint."""
 
-    parts: Callable[[Path], Mapping[str, Path]] | None = None
-    """Further files that the file stands for (what it includes): name -> path. Raises UserError for one that is missing."""
+    parts: Callable[[Path, Sequence[str]], Mapping[str, Path]] = lambda *_: {}
+    """Further files and folders that the file stands for (what it includes): name -> path. Takes its path and the code folders;
+    raises UserError for one that is missing."""
     only: Callable[[str], bool] = lambda _: True
     """Whether a value names a file of the user's, and not something that the program brings."""
     settings: bool = False

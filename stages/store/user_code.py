@@ -77,12 +77,22 @@ def module_files(module: str, folders: Sequence[str], where: str = "") -> dict[s
     Raises UserError when there is no such module, when a file is not Python, and when an installed module hides one of them.
     """
     importlib.invalidate_caches()
-    files: dict[str, Path] = {}
     if not _own_files(module, folders, where) and _installed(module, folders) is None:
         places = ", ".join(f"{folder}{'' if Path(folder).is_dir() else ' (no such folder here)'}" for folder in folders)
         mend = f"put {module.partition('.')[0]}.py beside the recipe, or install it"
         raise UserError(f"there is no module `{module}` in {places}, nor an installed one", where=where, mend=mend)
-    waiting = [(module, where)]
+    return _followed([(module, where)], folders)
+
+
+def imported_files(file: Path, folders: Sequence[str]) -> dict[str, Path]:
+    """The user's files that a Python file imports: dotted name -> file. Raises UserError as `module_files` does."""
+    importlib.invalidate_caches()
+    return _followed([(name, str(file)) for name in _imports(file.stem, file)], folders)
+
+
+def _followed(waiting: list[tuple[str, str]], folders: Sequence[str]) -> dict[str, Path]:
+    """The user's files of modules and of all that they import. `waiting`: each module's name, and what names it, for errors."""
+    files: dict[str, Path] = {}
     while waiting:
         name, place = waiting.pop(0)
         for part, file in _own_files(name, folders, place).items():

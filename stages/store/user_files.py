@@ -27,9 +27,10 @@ def user_file_inputs(config: StageConfig, folders: Sequence[str], *, data: bool 
         if not (data or marker.settings):
             continue
         where = f"{role}: {path}"
-        parts = {path.name: path, **marker.parts(path)} if marker.parts is not None else {path.name: path}
         try:
-            files = {name: digest_file(part) for name, part in parts.items()} if marker.settings else {}
+            files = {}
+            if marker.settings:
+                files = {name: digest_path(part) for name, part in {path.name: path, **marker.parts(path, folders)}.items()}
             # One file alone: the digest of its content, as it ever was.
             digest = digest_json(files) if len(files) > 1 else digest_path(path)
         except OSError as error:
@@ -76,8 +77,14 @@ def changed_files(before: InputRecord, now: InputRecord) -> list[str]:
     return sorted(name for name in names if before.files.get(name) != now.files.get(name))
 
 
+def _file_name(module: str, path: Path) -> str:
+    """A module's file relative to the folder in which it was found: `pkg.words` -> `pkg/words.py`."""
+    name = f"{module}.__init__" if path.stem == "__init__" else module
+    return name.replace(".", "/") + "".join(path.suffixes)
+
+
 def _digests(modules: Mapping[str, Path], role: str) -> dict[str, str]:
     try:
-        return {name: digest_file(path) for name, path in modules.items()}
+        return {_file_name(name, path): digest_file(path) for name, path in modules.items()}
     except OSError as error:
         raise UserError(f"cannot be read ({error})", where=role) from error
