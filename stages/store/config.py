@@ -78,7 +78,7 @@ CheckpointRef = Annotated[str, StageInput("checkpoint"), AfterValidator(_checkpo
 """`STAGE@STEP`."""
 
 
-def expanded(text: str) -> str:
+def expanded_path(text: str) -> str:
     """A path whose leading `~` or `~user` is replaced by that home.
 
     Raises ValueError when there is no such home: a folder that is called `~` is never meant.
@@ -89,7 +89,7 @@ def expanded(text: str) -> str:
     return path
 
 
-Expanded = AfterValidator(expanded)
+Expanded = AfterValidator(expanded_path)
 """For fields that name a file."""
 ExternalPath = Annotated[str, Expanded, ExternalFile()]
 UserFunction = Annotated[str, ImportedFunction()]
