@@ -29,7 +29,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 def code_folders(recipe_file: Path | str) -> tuple[str, ...]:
     """Absolute paths of the recipe file's folder and the working directory, in the order of the search."""
-    return tuple(dict.fromkeys([str(Path(recipe_file).absolute().parent), str(Path.cwd())]))
+    folder = Path(recipe_file).absolute().parent
+    return tuple(dict.fromkeys([str(folder.resolve() if ".." in folder.parts else folder), str(Path.cwd())]))
 
 
 def inherited_code_folders() -> tuple[str, ...]:
