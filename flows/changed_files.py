@@ -1,6 +1,7 @@
 """Why a stage that was computed before is computed again: which of the user's files are not what they were."""
 
 import datetime as dt
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -13,23 +14,30 @@ from stages.store.seals import read_document
 from stages.store.user_files import changed_files
 
 
-def reasons(runs: Runs, config: StageConfig, record: StageRecord) -> list[str]:
+def reasons(runs: Runs, config: StageConfig, record: StageRecord, begun: str | None = None) -> list[str]:
     """A line for each role whose files differ from those of the newest finished stage that is otherwise the same.
 
-    Empty when there is no such stage: then settings or inputs are others, or it is computed for the first time.
+    `begun`: a stage's folder that counts though it is not finished: the one that this run was in before. Empty when there is no
+    such stage: then settings or inputs are others, or it is computed for the first time.
     """
-    earlier = [folder for path in runs.stages(record.kind) if (folder := StageFolder(path)).manifest.is_file()]
-    for folder in sorted(earlier, key=lambda item: item.manifest.stat().st_mtime, reverse=True):
+    folders = map(StageFolder, runs.stages(record.kind))
+    earlier = [(_time(item), item) for item in folders if item.manifest.is_file() or item.path.name == Path(begun or "").name]
+    for time, folder in sorted(earlier, key=lambda pair: pair[0], reverse=True):
         before = _record(folder)
         if before is None or before.fingerprint == record.fingerprint or not _same_but_for_files(before, config, record):
             continue
-        when = dt.datetime.fromtimestamp(folder.manifest.stat().st_mtime).astimezone().isoformat(" ", "minutes")
+        when = dt.datetime.fromtimestamp(time).astimezone().isoformat(" ", "minutes")
         return [
             line
             for role, item in record.inputs.items()
             if (line := _difference(before, record, role, f"{folder.path.name} ({when})")) and item.stage is None
         ]
     return []
+
+
+def _time(folder: StageFolder) -> float:
+    """When it was finished, or else begun."""
+    return max((path.stat().st_mtime for path in (folder.manifest, folder.config) if path.is_file()), default=0.0)
 
 
 def _record(folder: StageFolder) -> StageRecord | None:

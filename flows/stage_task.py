@@ -57,7 +57,7 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
     """
     config = work.recipe.stages[name]
     record = stage_record(config, work.finished, work.recipe.code_folders)
-    folder = _folder(work, name, record)
+    folder, begun = _folder(work, name, record), work.record.stages[name]["folder"]
     work.record.stage(name, folder=str(folder.path), fingerprint=record.fingerprint)
     with hold(folder, work.progress.note, work.floor.check):
         manifest = verify_manifest(folder, record.fingerprint)
@@ -67,7 +67,7 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
         if name in work.selection.finished:
             mend = f"leave out --from, or run `--until {name}` first"
             raise UserError(f"stage `{name}` isn't finished, so nothing can start after it", where="--from", mend=mend)
-        for reason in reasons(work.runs, config, record):
+        for reason in reasons(work.runs, config, record, begun):
             work.progress.note(f"{name}: computed again: {reason}")
         _write_record(folder, record)
         compute, floor = work.recipe.stages[name].compute, work.floor

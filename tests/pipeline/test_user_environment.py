@@ -3,6 +3,7 @@ their own, proxies, an ASCII terminal, odd characters in paths, no home.
 """
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -194,13 +195,55 @@ def test_changed_line_in_a_reward_module_is_named_and_computed_again(ran: Ran) -
 def test_run_after_a_changed_line_computes_that_stage_and_those_below_it(ran: Ran) -> None:
     ran.place.rewards.write_text(REWARDS.replace("return -", "return -2 * "))
     try:
-        done = ran.place.r1("run", ran.place.recipe, "--until", "zero", "--json")
+        ranks = ("--set", "stages.zero.compute.processes=2")  # which import it too
+        done = ran.place.r1("run", ran.place.recipe, "--until", "zero", *ranks, "--json")
     finally:
         ran.place.rewards.write_text(REWARDS)
     assert done.returncode == 0, done.stderr
     states = {stage["stage"]: stage["status"] for stage in json.loads(done.stdout)["stages"]}
     assert (states["base"], states["zero"]) == ("reused", "done")
     assert "zero: computed again: rewards.functions.brevity.function: my_rewards.py has changed since rl-" in done.stderr
+
+
+def as_elsewhere(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The stage's process as a pod or another machine starts it: it is given the stage's folder alone."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "stages", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd="/",
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture
+def prepared(ran: Ran, tmp_path: Path) -> Path:
+    """What a stage's folder has before its first attempt."""
+    folder = tmp_path / "rl-prepared"
+    folder.mkdir()
+    shutil.copy(Path(ran.record["stages"]["zero"]["folder"]) / "config.json", folder)
+    return folder
+
+
+def test_stage_whose_reward_has_changed_since_it_was_prepared_is_refused(ran: Ran, prepared: Path) -> None:
+    ran.place.rewards.write_text(REWARDS + "# changed\n")
+    try:
+        done = as_elsewhere(prepared)
+    finally:
+        ran.place.rewards.write_text(REWARDS)
+    assert done.returncode == 2, done.stderr
+    outcome = json.loads((prepared / "attempts" / "1" / "outcome.json").read_text())
+    says = f"rewards.functions.brevity.function: {ran.place.rewards}: my_rewards.py is not what the stage was prepared with"
+    assert outcome["message"].startswith(says)
+
+
+@pytest.mark.slow
+def test_stage_folder_alone_tells_where_the_reward_is(prepared: Path) -> None:
+    done = as_elsewhere(prepared)
+    assert done.returncode == 0, done.stderr
+    assert any("brevity" in name for line in read(prepared / "journal.jsonl") for name in line.metrics)
 
 
 @pytest.fixture
