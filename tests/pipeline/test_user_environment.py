@@ -288,6 +288,12 @@ def test_runs_path_that_no_database_address_can_hold_is_refused(place: Place, ru
     assert not [path for path in place.folder.iterdir() if path.name not in ("project", "work", "elsewhere")]
 
 
+def test_runs_folder_on_a_file_system_that_cannot_be_written_is_refused(place: Place) -> None:
+    assert "r1: /proc/none/runs: the runs folder cannot be written" in place.refused(
+        "run", place.recipe, "--set", "runs=/proc/none/runs"
+    )
+
+
 def test_home_in_an_option_is_expanded(place: Place) -> None:
     done = place.r1("status", "--runs=~/other")
     assert done.stdout == f"no runs in {place.folder}/home/other\n"

@@ -16,6 +16,7 @@ from stages.store import proxies
 from stages.store.errors import UserError
 from stages.store.plain_text import HANDLER, plain, survive_any_encoding
 from stages.store.proxies import check_proxies, keep_loopback_direct
+from stages.store.streams import without_secrets
 
 PROXY = "http://proxy.example:3128"
 
@@ -95,6 +96,16 @@ def test_any_text_can_be_written_in_any_encoding(encoding: str, text: str) -> No
 def test_text_in_ascii_says_the_same_as_far_as_it_can() -> None:
     assert plain("1–2 × café … → ≤ ½ ²") == "1-2 x cafe ... -> <= 1/2 2"
     assert plain("中\ud800\U0001f600") == r"中".encode("unicode_escape").decode() + r"\ud800\U0001f600"
+
+
+def test_streams_of_a_process_survive_what_they_cannot_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with without_secrets():
+        for stream in (sys.stdout, sys.stderr):
+            print("zéro → ½", file=stream, flush=True)
+    assert {stream.buffer.getvalue() for stream in streams.values()} == {b"zero -> 1/2\n"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -179,6 +179,11 @@ def test_fingerprint_sees_a_change_in_every_file_that_the_reward_imports(project
     assert changed_files(inputs[ROLE], user_file_inputs(config, [str(project)])[ROLE]) == [f"{changed}.py"]
 
 
+def test_fingerprint_sees_which_function_of_a_module_rewards(project: Path) -> None:
+    other = zero(project, "rewards.functions={brevity: {function: 'mine:other'}}")
+    assert digest(other, project) != digest(rewarded(project), project)
+
+
 def test_fingerprint_sees_neither_other_files_nor_the_folder(project: Path, tmp_path: Path) -> None:
     config = rewarded(project)
     before = digest(config, project)
