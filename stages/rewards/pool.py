@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.rewards.user_fault import Fault
 from stages.rewards.worker import ENDED, MISTAKE, READY
 from stages.store import heartbeat
 from stages.store.errors import UserError
+from stages.store.secrets import without_keys
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
@@ -119,7 +121,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=without_keys(environment),  # what a model or a user's module does there must not have them
             process_group=0,  # its copies die with it
         )
         assert process.stdin is not None
@@ -132,8 +134,12 @@ class Worker:
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
+                fault = Fault.from_json(rest)
                 mend = "write module:function, of a module that Python can import from the working directory"
-                raise UserError(f"`{self.function}` cannot be loaded ({rest})", where="rewards", mend=mend)
+                if fault.file:
+                    mend = "fix it there"
+                what = f"`{self.function}` cannot be loaded ({fault.error})"
+                raise UserError(what, where=fault.place or "rewards", mend=mend)
             if word == READY:
                 self.copy = int(rest)
                 return True
