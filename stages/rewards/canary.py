@@ -4,7 +4,7 @@ A module that cannot be imported, or a function that raises on a right answer, w
 The module runs in a process of the verifiers' pool, under its limits and without key variables.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stages.problems.episode import Episode, Problem
@@ -32,11 +32,14 @@ class Canary:
     """Why an answer cut at the limit, which has no final answer, has no value."""
 
 
-def try_functions(rewards: Rewards, problem: Problem = SOME) -> Iterator[Canary]:
-    """Call every function on a right answer to the problem and on one that was cut."""
+def try_functions(rewards: Rewards, problem: Problem = SOME, folders: Sequence[str] | None = None) -> Iterator[Canary]:
+    """Call every function on a right answer to the problem and on one that was cut.
+
+    `folders`: the recipe's code folders; None: those of this process.
+    """
     whole, cut = _answers(rewards, problem)
     for name, reward in rewards.functions.items():
-        pool = Pool(reward.function, rewards.limits(), processes=1)
+        pool = Pool(reward.function, rewards.limits(), processes=1, folders=folders)
         try:
             faults = [number_of(reply)[1] for reply in pool.ask([[whole], [cut]])]
         except UserError as error:

@@ -1,8 +1,8 @@
 """Reward functions before anything is sampled: modules that cannot be imported, functions that raise, numbers of any kind."""
 
 import fractions
+import json
 import math
-import os
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,7 +26,7 @@ LIMITS = Limits(2.0, 10.0)
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a module that workers can import as `own_rewards`."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("R1_CODE_FOLDERS", json.dumps([str(tmp_path)]))
     return tmp_path / "own_rewards.py"
 
 
