@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.measured import measured
-from flows.plan import CALIBRATION
+from flows.preflight.checks import CALIBRATION
 from flows.results import table
 from stages.costs.fit import Measured, fitted, left_out
 from stages.store.errors import ExitStatus, UserError

@@ -45,7 +45,7 @@ def known_shapes(
         elif config.kind == "model" and getattr(config, "task", "text") == "text":
             item = 4 if getattr(config, "dtype", "") == "float32" else 2
             try:
-                document, where = _document(name, config, finished, given)
+                document, where = model_document(name, config, finished, given)
                 shapes[name] = shape_of(document, where), item
             except UserError as error:
                 errors[name] = error
@@ -76,7 +76,7 @@ def _toy(config: Any) -> Shape:
     )
 
 
-def _document(
+def model_document(
     name: str, config: Any, finished: Mapping[str, Finished], given: Mapping[str, Path]
 ) -> tuple[dict[str, Any], str]:
     """A transformers config, and where it comes from."""
@@ -141,6 +141,7 @@ def _gguf(config: Any) -> tuple[dict[str, Any], str]:
         "intermediate_size": told("feed_forward_length"),
         "vocab_size": vocabulary,
         "tie_word_embeddings": "output.weight" not in tensors,
+        "max_position_embeddings": told("context_length"),
     }
     return document, str(path)
 

@@ -6,10 +6,11 @@ from its content: both endings are used for both.
 
 import csv
 import decimal
+import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,20 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield Row(number, plain_values(values))
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not Arrow's: times that Python cannot say
         raise UserError(f"not a parquet file ({error})", where=str(path), mend="repair or replace the file") from error
+
+
+def columns_hint(wanted: Iterable[str], columns: Iterable[Any]) -> str:
+    """A hint for columns that are not there: the nearest name that is, and all of them.
+
+    >>> columns_hint(["anser"], {"question", "answer"})
+    'did you mean `answer`? the columns are: answer, question'
+    """
+    present = sorted(map(str, columns))
+    if not present:
+        return "give it rows with these columns"
+    close = [difflib.get_close_matches(name, present, n=1, cutoff=0.6) for name in wanted if name not in present]
+    near = " and ".join(f"`{found[0]}`" for found in close if found)
+    return (f"did you mean {near}? " if near else "") + f"the columns are: {', '.join(present)}"
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
