@@ -256,7 +256,7 @@ def recipe_schema() -> dict[str, Any]:
         section["properties"]["kind"] = {"const": name}
         definitions[f"stage_{name}"] = section
         kinds[name] = {"$ref": f"#/$defs/stage_{name}"}
-    schema["properties"]["stages"]["additionalProperties"] = {"oneOf": list(kinds.values())}
+    schema["properties"]["stages"]["additionalProperties"] = {"oneOf": [*kinds.values(), {"type": "null"}]}
     study = Study.model_json_schema(ref_template="#/$defs/{model}")
     definitions.update(study.pop("$defs", {}))
     schema["properties"][STUDY] = study

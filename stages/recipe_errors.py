@@ -35,17 +35,18 @@ def explain(error: ValidationError, model: type[BaseModel], path: tuple[str, ...
     return UserError(f"{message[:1].lower()}{message[1:]}{shown}", where=where, mend=mend)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every model in an annotation, such as those of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 def _is_tag(part: str, model: type[BaseModel]) -> bool:
     """Whether `part` is the tag of a discriminated union somewhere below `model` (a value of `source`, say)."""
     for field in model.model_fields.values():
-        for below in _models_in(field.annotation):
+        for below in models_in(field.annotation):
             switch = below.model_fields.get("source")
             if switch is not None and part in get_args(switch.annotation):
                 return True
@@ -61,7 +62,7 @@ def _candidates(model: type[BaseModel], location: tuple[str, ...]) -> list[type[
         if tagged:
             models = tagged
             continue
-        inside = [m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)]
+        inside = [m for model in models if part in model.model_fields for m in models_in(model.model_fields[part].annotation)]
         models = inside or models
     return models
 

@@ -10,7 +10,7 @@ import yaml
 
 from stages.store.config import Expanded, ExternalFile
 from stages.store.errors import UserError
-from stages.store.user_code import imported_files, module_files
+from stages.store.user_code import file_name, imported_files, module_files
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def _function_files(function: str, file: Path, folders: Sequence[str]) -> Mappin
     module = function.rpartition(".")[0]
     beside = file.parent / f"{module.replace('.', '/')}.py"
     if beside.is_file():
-        return {f"{module}.py": beside, **imported_files(beside, folders)}
-    return module_files(module, folders, where=str(file)) if module else {}
+        modules = {module: beside, **imported_files(beside, folders)}
+    else:
+        modules = module_files(module, folders, where=str(file)) if module else {}
+    return {file_name(name, path): path for name, path in modules.items()}
 
 
 def _values(document: Any, key: str = "") -> Iterator[tuple[str, Any]]:

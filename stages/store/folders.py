@@ -9,6 +9,7 @@ runs/pipelines/<name>-<date>-<n>/          one per `r1 run`
 import os
 import re
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,11 @@ class Runs:
     def prepare(self) -> "Runs":
         """Make the folder and prove that it can be written.
 
-        Raises UserError when it cannot.
+        Raises UserError when it cannot, or when its path cannot stand in a database's address.
         """
+        if odd := [c for c in str(self.path) if c == "?" or unicodedata.category(c) in ("Cc", "Cs")]:
+            mend = "choose another with `--set runs=FOLDER`"
+            raise UserError(f"the runs folder's path has {odd[0]!r} in it", where=str(self.path), mend=mend)
         try:
             for name in ("stages", "pipelines"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)

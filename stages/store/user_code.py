@@ -10,6 +10,7 @@ import ast
 import importlib
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -28,7 +29,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 def code_folders(recipe_file: Path | str) -> tuple[str, ...]:
     """Absolute paths of the recipe file's folder and the working directory, in the order of the search."""
-    return tuple(dict.fromkeys([str(Path(recipe_file).absolute().parent), str(Path.cwd())]))
+    folder = Path(recipe_file).absolute().parent
+    return tuple(dict.fromkeys([str(folder.resolve() if ".." in folder.parts else folder), str(Path.cwd())]))
 
 
 def inherited_code_folders() -> tuple[str, ...]:
@@ -84,6 +86,12 @@ def module_files(module: str, folders: Sequence[str], where: str = "") -> dict[s
     return _followed([(module, where)], folders)
 
 
+def file_name(module: str, path: Path) -> str:
+    """A module's file relative to the folder in which it was found: `pkg.words` -> `pkg/words.py`."""
+    name = f"{module}.__init__" if path.stem == "__init__" else module
+    return name.replace(".", "/") + "".join(path.suffixes)
+
+
 def imported_files(file: Path, folders: Sequence[str]) -> dict[str, Path]:
     """The user's files that a Python file imports: dotted name -> file. Raises UserError as `module_files` does."""
     importlib.invalidate_caches()
@@ -113,24 +121,37 @@ def _own_files(name: str, folders: Sequence[str], where: str) -> dict[str, Path]
     if name.partition(".")[0] in OURS:
         return {}
     files: dict[str, Path] = {}
-    path: Sequence[str] | None = _own_entries(folders)
+    path = _own_entries(folders)
     parts = name.split(".")
     for count in range(1, len(parts) + 1):
         part = ".".join(parts[:count])
-        spec = PathFinder.find_spec(part, path)
-        if spec is None:
-            break  # an attribute of the module above, or nothing at all
-        if spec.has_location and spec.origin:
+        spec, below = _search(part, path)
+        if spec is not None and spec.origin:
             files[part] = Path(spec.origin)
-        path = spec.submodule_search_locations
-        if path is None:
-            break
+        path = below
+        if not path:
+            break  # an attribute of the module above, a module without others below it, or nothing at all
     if files and (installed := _installed(name, folders)) is not None:
         hidden, top = next(iter(files.values())), name.partition(".")[0]
         origin = installed.origin if installed.has_location else f"Python's own `{top}`"
         what = f"{hidden} is hidden by the installed module of the same name ({origin})"
         raise UserError(what, where=where, mend=f"give `{top}` another name")
     return files
+
+
+def _search(name: str, entries: Sequence[str]) -> tuple[ModuleSpec | None, list[str]]:
+    """The file of a module by its full name, and the folders of what is below it.
+
+    Each folder is asked by itself: `PathFinder` looks for a package without __init__.py among those that are imported.
+    """
+    below: list[str] = []
+    for entry in entries:
+        finder = pkgutil.get_importer(entry)
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is not None and spec.loader is not None:
+            return spec, list(spec.submodule_search_locations or ())
+        below += list(spec.submodule_search_locations or ()) if spec is not None else []
+    return None, below
 
 
 def _own_entries(folders: Sequence[str]) -> list[str]:

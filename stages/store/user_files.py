@@ -11,7 +11,7 @@ from stages.store.config import StageConfig, external_files, user_functions
 from stages.store.errors import UserError
 from stages.store.files import digest_file, digest_json, digest_path
 from stages.store.manifest import InputRecord
-from stages.store.user_code import module_files
+from stages.store.user_code import file_name, module_files
 
 
 def user_file_inputs(config: StageConfig, folders: Sequence[str], *, data: bool = True) -> dict[str, InputRecord]:
@@ -77,14 +77,8 @@ def changed_files(before: InputRecord, now: InputRecord) -> list[str]:
     return sorted(name for name in names if before.files.get(name) != now.files.get(name))
 
 
-def _file_name(module: str, path: Path) -> str:
-    """A module's file relative to the folder in which it was found: `pkg.words` -> `pkg/words.py`."""
-    name = f"{module}.__init__" if path.stem == "__init__" else module
-    return name.replace(".", "/") + "".join(path.suffixes)
-
-
 def _digests(modules: Mapping[str, Path], role: str) -> dict[str, str]:
     try:
-        return {_file_name(name, path): digest_file(path) for name, path in modules.items()}
+        return {file_name(name, path): digest_file(path) for name, path in modules.items()}
     except OSError as error:
         raise UserError(f"cannot be read ({error})", where=role) from error
