@@ -23,7 +23,18 @@ CALIBRATION = "calibration.json"
 
 
 def examine(scope: Scope) -> Iterator[Finding]:
-    """One finding after the other; the recipe's own mistakes come before what this machine lacks."""
+    """One finding after the other; the recipe's own mistakes come before what this machine lacks.
+
+    What several stages have in common (an evaluation's models, `shared:`) is said once.
+    """
+    told: set[tuple[str, str]] = set()
+    for finding in _examined(scope):
+        if finding.state == "ok" or (finding.where, finding.found) not in told:
+            told.add((finding.where, finding.found))
+            yield finding
+
+
+def _examined(scope: Scope) -> Iterator[Finding]:
     shapes, unknown = known_shapes(scope.recipe, scope.finished, scope.model_configs)
     yield from examine_data(scope)
     yield from examine_training(scope, shapes)
@@ -50,12 +61,10 @@ def demand(recipe: ResolvedRecipe, selection: Selection, options: argparse.Names
     stages, finished = unfinished(recipe, selection)
     file = str(getattr(options, "config", None) or "")
     scope = Scope(recipe, stages, finished, file, execute=not getattr(options, "no_code", False), note=_note)
-    told: set[str] = set()
     for finding in examine(scope):
         if finding.state == "fail" and not (elsewhere and finding.about == "machine"):
             raise finding.error()
-        if finding.state != "ok" and not elsewhere and finding.found not in told:
-            told.add(finding.found)
+        if finding.state != "ok" and not elsewhere:
             _note(f"warning: {finding.error()}")
 
 
