@@ -331,13 +331,16 @@ def test_only_weights_that_cannot_fit_are_refused(write: Callable[..., Path]) ->
     assert fit_line(capacity(file, 1e12)) == ""
 
 
-def test_what_takes_years_is_said_and_not_refused(write: Callable[..., Path]) -> None:
+def test_what_takes_years_is_said_and_not_refused(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     file = write(zero=zero(steps=10**9))
     found = capacity(file, 1e12)
     (time,) = (f for f in found if f.check == "time")
     assert time.state == "warn"
     assert "years on this machine" in fit_line(found)
     assert "`zero` alone" in fit_line(found)
+    recipe = load_recipe(file)
+    demand(recipe, select(recipe), argparse.Namespace(config=str(file)))
+    assert "warning: time: about" in capsys.readouterr().err
 
 
 def test_weights_are_held_against_a_gpu_of_this_machine(write: Callable[..., Path]) -> None:
