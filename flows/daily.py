@@ -8,8 +8,8 @@ from typing import TypeVar
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
-def add_daily_commands(command: Callable[..., P], place: P) -> None:
-    """Add them. `command` adds one; `place` has the option `--runs`."""
+def add_daily_commands(command: Callable[..., P], place: P, code: P) -> None:
+    """Add them. `command` adds one; `place` has the option `--runs`, `code` has `--no-code`."""
     run, stage = "a run's name, or `latest`", "a stage's name in its recipe"
     rollouts = command("rollouts", "Read what was sampled, also while a stage runs; the newest step comes first.", place)
     rollouts.add_argument("run", metavar="RUN", help=run)
@@ -48,7 +48,7 @@ def add_daily_commands(command: Callable[..., P], place: P) -> None:
     pin.add_argument("name", metavar="NAME", nargs="?", help="a run's name, `latest`, or a stage folder")
     unpin = command("unpin", "Let `r1 gc` have it again.", place)
     unpin.add_argument("name", metavar="NAME", help="a run's name, `latest`, or a stage folder")
-    doctor = command("doctor", "What works on this machine, and whether it has what a recipe asks for.", place)
+    doctor = command("doctor", "What works on this machine, and whether it has what a recipe asks for.", place, code)
     doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a recipe")
     doctor.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key")
     doctor.add_argument("--network", action="store_true", help="also ask the hub for what the recipe names")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from flows.launchers.local import ROOT
 from flows.prefect_home import point_at_server
+from flows.preflight.checks import demand
 from flows.selection import select
 from stages.recipe import ResolvedRecipe, load_recipe
 from stages.store.errors import StageFailed, UserError
@@ -40,7 +41,7 @@ def register(options: argparse.Namespace) -> dict[str, Any]:
         runs = Runs(Path("runs").absolute()).path
     else:
         recipe = load_recipe(options.config, options.overrides)
-        select(recipe, options.stage, options.stage)
+        demand(recipe, select(recipe, options.stage, options.stage), options, elsewhere=True)
         runs = Runs(recipe.runs).prepare().path
         document = deployment_document(recipe, options)
     point_at_server(runs)

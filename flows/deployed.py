@@ -2,6 +2,7 @@
 the server refuses what does not fit.
 """
 
+import argparse
 import contextlib
 from typing import Annotated
 from uuid import UUID
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from flows.pipeline import Manner, run_and_report
 from flows.prefect_server import impatient_client
+from flows.preflight.checks import demand
 from flows.record import RunRecord
 from flows.selection import select
 from stages.recipe import load_recipe
@@ -92,7 +94,7 @@ def _recorded(
 ) -> State[None]:
     try:
         recipe = load_recipe(config, overrides)
-        select(recipe, from_stage, until_stage, fresh)
+        demand(recipe, select(recipe, from_stage, until_stage, fresh), argparse.Namespace(config=config))
         record = RunRecord.create(recipe, config, from_stage, until_stage, fresh)
     except UserError as error:
         return Failed(message=str(error))

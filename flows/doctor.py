@@ -4,41 +4,21 @@ import importlib.metadata
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 from packaging.version import Version
 
+from flows.findings import Finding
 from flows.launchers.local import cores
 from stages.store.errors import UserError
 from stages.store.folders import Runs
 
-State = Literal["ok", "warn", "fail"]
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at."""
-
-    check: str
-    state: State
-    found: str
-    mend: str = ""
 
 
 def examine(runs: Runs) -> list[Finding]:
     """Look at everything. Nothing is changed except that the runs folder is made."""
     return [_python(), *_machine(), *_torch(), _compiler(), _runs(runs), *_versions()]
-
-
-def show(findings: list[Finding]) -> None:
-    """Print one line for each."""
-    width = max(len(finding.check) for finding in findings)
-    for finding in findings:
-        mend = f"; {finding.mend}" if finding.mend else ""
-        print(f"{finding.state:<4}  {finding.check:<{width}}  {finding.found}{mend}")
 
 
 def _python() -> Finding:

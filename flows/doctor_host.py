@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.doctor import Finding
+from flows.findings import Finding
 from flows.prefect_home import running_servers
 from stages.store.folders import Runs
 

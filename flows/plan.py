@@ -5,22 +5,26 @@ machine's speed from runs that it has finished.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from flows.findings import Finding
 from flows.plan_cost import Place, stage_cost, stage_memory
 from flows.plan_counts import Counts
 from flows.plan_models import model_shapes
-from flows.plan_stages import standings
+from flows.plan_stages import Standing, standings
 from flows.plan_text import shown
+from flows.preflight.checks import CALIBRATION, examine
+from flows.preflight.scope import Scope
+from flows.results import error_document
+from flows.wanted import Finished
 from stages.costs.devices import Device, cpu_device, gpu_device, rates_of
 from stages.costs.shape import Shape
 from stages.costs.stage_time import Spent
 from stages.recipe import ResolvedRecipe, load_recipe
 from stages.store.errors import ExitStatus, UserError
 
-CALIBRATION = "calibration.json"
-"""In the runs folder: what `--calibrate` wrote."""
 ASSUMED = (
     "seconds are a sum of amounts of work times seconds per unit; nothing overlaps but ZeRO-3's exchange and its arithmetic",
     "every group carries a signal; no stage stops early; answers' lengths fall off exponentially up to the limit",
@@ -37,15 +41,40 @@ def plan(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None
     if options.config is None:
         raise UserError("no recipe is named", where="plan", mend="r1 plan CONFIG, or r1 plan --calibrate FOLDER")
     recipe = load_recipe(options.config, options.overrides)
-    document = planned(recipe, options)
+    standing, finished = standings(recipe)
+    document = planned(recipe, options, standing, finished)
+    findings = _looked_at(recipe, options, standing, finished)
+    document["checks"] = [vars(finding) for finding in findings if finding.state != "ok"]
     if not options.json:
         print(shown(document))
-    return ExitStatus.DONE, document
+    mistakes = [finding.error() for finding in findings if finding.state == "fail" and finding.about == "recipe"]
+    if not mistakes:
+        return ExitStatus.DONE, document
+    first = mistakes[0]
+    print(f"r1: {first}", file=sys.stderr)
+    return ExitStatus.MISTAKE, document | error_document(ExitStatus.MISTAKE, first.what, first.where, first.mend)
 
 
-def planned(recipe: ResolvedRecipe, options: argparse.Namespace) -> dict[str, Any]:
+def _looked_at(
+    recipe: ResolvedRecipe, options: argparse.Namespace, standing: dict[str, Standing], finished: dict[str, Finished]
+) -> list[Finding]:
+    """What `r1 run` would look at before it computes anything."""
+    scope = Scope(
+        recipe,
+        {name: config for name, config in recipe.stages.items() if standing[name].state != "reused"},
+        finished,
+        options.config,
+        execute=not options.no_code,
+        note=lambda line: print(line, file=sys.stderr, flush=True),
+        model_configs=_files(options.model_config),
+    )
+    return list(examine(scope))
+
+
+def planned(
+    recipe: ResolvedRecipe, options: argparse.Namespace, standing: dict[str, Standing], finished: dict[str, Finished]
+) -> dict[str, Any]:
     """The plan as one document."""
-    standing, finished = standings(recipe)
     shapes = model_shapes(recipe, finished, _files(options.model_config))
     device = _device(options, shapes, recipe.runs)
     counts = Counts(recipe, finished, options.length)

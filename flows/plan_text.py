@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from flows.findings import Finding, line_of
+from flows.preflight.capacity import fit_line
 from flows.results import table
 
 GB = 1e9
@@ -20,6 +22,12 @@ def shown(document: dict[str, Any]) -> str:
     if document["scale"]:
         blocks.append(_scale(document["scale"]))
     blocks.append("assumed:\n" + "\n".join(f"- {text}" for text in document["assumptions"]))
+    findings = [Finding(**check) for check in document["checks"]]
+    capacity = fit_line(findings)
+    if others := [finding for finding in findings if finding.found not in capacity]:
+        blocks.append("\n".join(line_of(finding) for finding in others))
+    if capacity:
+        blocks.append(capacity)
     return "\n\n".join(blocks)
 
 

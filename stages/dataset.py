@@ -9,6 +9,7 @@ come in.
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from stages.evals.contamination import decontaminated
 from stages.problems.decontamination import Cleaned, Decontaminated
 from stages.problems.episode import Problem
-from stages.problems.rows import Row, read_rows
+from stages.problems.rows import Row, columns_hint, read_rows
 from stages.problems.templates import Template
 from stages.store.config import ADDED, ExternalPath, ModelRef
 from stages.store.errors import UserError
@@ -87,7 +88,7 @@ def run(context: StageContext[DatasetConfig]) -> Result:
             refused[str(reason)] += 1
     counts = ", ".join(f"{number} × {reason}" for reason, number in refused.items())
     if not documents:
-        mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows"
+        mend = columns_hint(wanted_columns(config), columns)
         raise UserError(f"no document is left of it ({counts or 'no rows'})", where=str(path), mend=mend)
     if refused.total() > SHOWN:
         rows = refused.total() + len(documents)
@@ -103,6 +104,33 @@ def run(context: StageContext[DatasetConfig]) -> Result:
     remarks += [f"path: {number} {what}" for what, number in partly.items()]
     notes = {"refused": dict(refused), "decontaminated": cleaned.report()}
     return Result(metrics=metrics, notes=notes, remarks=[*remarks, *cleaned.remarks("path")])
+
+
+def wanted_columns(config: DatasetConfig) -> tuple[str, str]:
+    """Columns of a row that is no conversation."""
+    return config.question or config.prompt, config.completion
+
+
+def first_document(config: DatasetConfig, rows: Iterable[Row]) -> Row:
+    """The first of some rows that gives a document, or that is a conversation, which the chat template has yet to render.
+
+    Raises UserError, as `run` does, when none does.
+    """
+    reasons: Counter[str] = Counter()
+    columns: set[str] = set()
+    for row in rows:
+        columns |= row.values.keys()
+        if not row.fault and row.values.get(config.messages) is not None:
+            return row
+        try:
+            _document(row, config, Chat(None))
+        except Refused as reason:
+            reasons[str(reason)] += 1
+        else:
+            return row
+    counts = ", ".join(f"{number} × {reason}" for reason, number in reasons.items())
+    mend = columns_hint(wanted_columns(config), columns)
+    raise UserError(f"no document is left of it ({counts or 'no rows'})", where=config.path, mend=mend)
 
 
 def _unasked(config: DatasetConfig, documents: list[dict[str, Any]], asked: list[str]) -> tuple[list[dict[str, Any]], Cleaned]:

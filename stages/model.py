@@ -158,7 +158,7 @@ def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
 
     if config.path is not None:
         name, where, mend = config.path, config.path, "mend the folder: config.json, *.safetensors and tokenizer files"
-        _check_folder(Path(config.path))
+        check_folder(Path(config.path))
     else:
         assert config.hub is not None
         name, where = config.hub, f"hub: {config.hub}"
@@ -185,7 +185,7 @@ def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Name what a model folder lacks, before a library does so in its own words."""
     if not folder.is_dir():
         raise UserError("not a folder", where=str(folder), mend="name a model folder; for a GGUF file use `gguf:`")

@@ -20,7 +20,7 @@ from stages.problems.episode import Problem, ProblemVerifier
 from stages.problems.gym import GymSource, gym_rows
 from stages.problems.mixture import draw, shares_of
 from stages.problems.pass_rate import keep_by_pass_rate
-from stages.problems.rows import Row, read_rows
+from stages.problems.rows import Row, columns_hint, plain_values, read_rows
 from stages.problems.toy import ToySource, toy_problems
 from stages.store.config import Config, ExternalPath
 from stages.store.errors import UserError
@@ -198,13 +198,13 @@ def _select(
     if total > SHOWN:
         print(f"warning: {place}: {total} of {total + len(problems)} rows are left out", file=sys.stderr)
     if not problems:
-        mend = f"the columns are: {', '.join(sorted(map(str, columns)))}" if columns else "give it rows with these columns"
         what = f"no problem is left of it ({_counted(refused) or 'no rows'})"
+        named: tuple[str, ...] = ()
         if isinstance(source, Columns):
             named = source.questions if source.needs_no_answer else (*source.questions, source.answer)
             wanted = " and ".join(f"`{column}`" for column in named)
             what += f"; `{where}` wants the columns {wanted}"
-        raise UserError(what, where=place, mend=mend)
+        raise UserError(what, where=place, mend=columns_hint(named, columns))
     longest = source.longest_question
     ordered = [problem for problem in problems.values() if longest is None or len(problem.question) <= longest]
     filtered: dict[str, int] = {}
@@ -262,4 +262,4 @@ def _hub_rows(source: HubSource, where: str) -> Iterator[Row]:
             mend="check name, config, split, revision and the network; offline, use `source: file` with a downloaded file",
         ) from error
     for number, values in enumerate(rows, start=1):
-        yield Row(number, dict(values))
+        yield Row(number, plain_values(dict(values)))

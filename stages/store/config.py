@@ -6,6 +6,7 @@ Every field has its doc string under it. A field is *semantic* (part of the stag
 so are the files that it is imported from (stages/store/user_files.py).
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ def _annotation_marker(annotation: Any) -> Marker | None:
     return next((m for m in map(_annotation_marker, get_args(annotation)) if m is not None), None)
 
 
+@functools.cache  # asked for every field of every stage, again and again
 def field_marker(model: type[BaseModel], name: str) -> Marker | None:
     """How the field `name` of `model` is marked; None means semantic."""
     field = model.model_fields[name]

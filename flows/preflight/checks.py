@@ -1,0 +1,72 @@
+"""All checks in their order, and the commands' use of them: stop at the first failure, or show everything."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from flows.findings import Finding, mistake
+from flows.plan_models import known_shapes
+from flows.preflight.capacity import examine_capacity
+from flows.preflight.code import examine_code
+from flows.preflight.data import examine_data
+from flows.preflight.machine import examine_machine
+from flows.preflight.models import examine_models
+from flows.preflight.scope import Scope, unfinished
+from flows.preflight.tasks import examine_tasks
+from flows.preflight.training import examine_training
+from flows.selection import Selection
+from stages.recipe import ResolvedRecipe
+from stages.store.errors import UserError
+
+CALIBRATION = "calibration.json"
+"""In the runs folder: what `r1 plan --calibrate` wrote."""
+
+
+def examine(scope: Scope) -> Iterator[Finding]:
+    """One finding after the other; the recipe's own mistakes come before what this machine lacks.
+
+    What several stages have in common (an evaluation's models, `shared:`) is said once.
+    """
+    told: set[tuple[str, str]] = set()
+    for finding in _examined(scope):
+        if finding.state == "ok" or (finding.where, finding.found) not in told:
+            told.add((finding.where, finding.found))
+            yield finding
+
+
+def _examined(scope: Scope) -> Iterator[Finding]:
+    shapes, unknown = known_shapes(scope.recipe, scope.finished, scope.model_configs)
+    yield from examine_data(scope)
+    yield from examine_training(scope, shapes)
+    for name, error in unknown.items():
+        config = scope.recipe.stages[name]
+        if name in scope.stages and (getattr(config, "gguf", None) or getattr(config, "path", None)):
+            yield mistake(f"{name}: model", error, scope.where(name, ""))
+    yield from examine_models(scope)
+    yield from examine_tasks(scope)
+    yield from examine_code(scope)
+    yield from examine_machine(scope)
+    try:
+        yield from examine_capacity(scope, shapes, scope.recipe.runs / CALIBRATION)
+    except UserError as error:  # adapters that a model cannot have, a calibration that cannot be read
+        yield mistake("plan", error)
+
+
+def demand(recipe: ResolvedRecipe, selection: Selection, options: argparse.Namespace, *, elsewhere: bool = False) -> None:
+    """Raise the first failure of what a run would meet; its warnings go to standard error.
+
+    `options`: of the command: `config` (absent where a run is resumed), `no_code`. `elsewhere`: another machine runs it, so
+    that what this one lacks is no fault.
+    """
+    stages, finished = unfinished(recipe, selection)
+    file = str(getattr(options, "config", None) or "")
+    scope = Scope(recipe, stages, finished, file, execute=not getattr(options, "no_code", False), note=_note)
+    for finding in examine(scope):
+        if finding.state == "fail" and not (elsewhere and finding.about == "machine"):
+            raise finding.error()
+        if finding.state != "ok" and not elsewhere:
+            _note(f"warning: {finding.error()}")
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
