@@ -13,7 +13,9 @@ from flows.daily import add_daily_commands
 from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.proxies import check_proxies, keep_loopback_direct
-from stages.store.streams import without_secrets
+from stages.store.python_switches import leave_switched_modes
+from stages.store.streams import redact_tracebacks, without_secrets
+from stages.store.system_faults import system_fault
 
 EXECUTED = (
     "Before anything is computed, data, tasks, settings and models of the recipe are looked at, and its reward functions are "
@@ -240,6 +242,8 @@ def _numbers(text: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, as `_main` does, and let no secret out."""
+    if arguments is None:  # this process is the command
+        redact_tracebacks()
     with without_secrets():
         return _main(arguments)
 
@@ -257,12 +261,14 @@ def _main(arguments: list[str] | None) -> int:
     as_json = "--json" in given
     status, document = ExitStatus.DONE, None
     try:
+        if arguments is None:  # this process is the command
+            leave_switched_modes()
         options = parser().parse_args(given)
         _expand_homes(options)
         if options.command in NETWORK:
             check_proxies()
         keep_loopback_direct()
-        commands.stop_on_sigterm()
+        commands.stop_on_signals()
         module, _, function = COMMANDS[options.command].partition(":")
         status, document = getattr(importlib.import_module(module), function)(options)
     except UserError as error:
@@ -281,6 +287,12 @@ def _main(arguments: list[str] | None) -> int:
         # The reader (`head`, say) has seen enough; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitStatus.DONE)
+    except OSError as error:
+        if (fault := system_fault(error)) is None:
+            raise
+        status = ExitStatus.FAILED
+        document = error_document(status, fault)
+        print(f"r1: {fault}", file=sys.stderr)
     if as_json and document is not None:
         print_json(document)
     if arguments is None and "prefect" in sys.modules:  # this process is the command, and ends with it

@@ -14,14 +14,25 @@ from stages.store.errors import ExitStatus, UserError
 Answer = tuple[ExitStatus, dict[str, Any] | None]
 
 
-def stop_on_sigterm() -> None:
-    """Treat SIGTERM like Ctrl-C, also before and after Prefect listens to it."""
+def stop_on_signals() -> None:
+    """Treat SIGTERM and a closed terminal (SIGHUP) like Ctrl-C, also before and after Prefect listens to them.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    A SIGHUP that is ignored (`nohup`) stays so. With its terminal closed this process goes on to its end without it: what
+    would be written there is lost, and no error.
+    """
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and terminals:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
         raise KeyboardInterrupt
 
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, stop)
 
 
 def run(options: argparse.Namespace) -> Answer:

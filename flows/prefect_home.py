@@ -47,7 +47,8 @@ def prefect_server(runs: Path) -> Iterator[Callable[[], None]]:
     log = home(runs) / "server.log"
     idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE}
     arguments, environment = server_arguments(port, ui=False), {**server_environment(runs), **idle}
-    server = Server("the Prefect server", "prefect", arguments, environment, f"http://127.0.0.1:{port}/api/health", log)
+    health = f"http://127.0.0.1:{port}/api/health"
+    server = Server("the Prefect server", "prefect", arguments, environment, health, log, database(runs))
 
     def wait() -> None:
         server.wait_healthy()
@@ -76,6 +77,11 @@ def point_at_server(runs: Path) -> bool:
 def home(runs: Path) -> Path:
     """Prefect's folder: its database and settings."""
     return runs / "prefect"
+
+
+def database(runs: Path) -> str:
+    """The files of Prefect's SQLite database, for messages: the write-ahead log beside it goes with it."""
+    return f"{home(runs) / 'prefect.db'}*"
 
 
 def running_servers(runs: Path) -> dict[str, Any] | None:

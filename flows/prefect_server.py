@@ -51,7 +51,9 @@ def server_answers(seconds: float = ATTEMPT_SECONDS) -> bool:
 
 
 def demand_access() -> None:
-    """Raises UserError when the server answers and does not take our credentials. One that is away is no matter of this."""
+    """Raise UserError when the server does not take our credentials, or is none of Prefect's. One that is away is no matter
+    of this.
+    """
     with get_client(httpx_settings={"timeout": httpx.Timeout(ATTEMPT_SECONDS)}, sync_client=True) as client:
         try:
             client.api_version()
@@ -60,8 +62,19 @@ def demand_access() -> None:
                 what = f"the Prefect server at {server_address()} does not take these credentials"
                 mend = "set it to the user:password that the server was started with"
                 raise UserError(what, where="PREFECT_API_AUTH_STRING", mend=mend) from error
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise _no_prefect(f"{error.response.status_code} for {error.request.url.path}") from error
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise _no_prefect(str(error)) from error
         except httpx.HTTPError:
             return
+        except ValueError as error:  # a page for people in the place of JSON
+            raise _no_prefect("not a JSON answer") from error
+
+
+def _no_prefect(why: str) -> UserError:
+    what = f"what answers at {server_address()} is no Prefect server ({why})"
+    return UserError(what, where="PREFECT_API_URL", mend="it ends in `/api`, for example http://127.0.0.1:4200/api")
 
 
 def wait_for_server(seconds: float, note: Callable[[str], None]) -> bool:

@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flows import watched
+from flows.server_faults import start_fault
 from stages.store.errors import StageFailed, UserError
 from stages.store.log_filter import filtered_log
 from stages.store.user_code import child_environment
 
 START_SECONDS = 120.0
 """A server on a fresh home migrates its database first; on two busy cores that has taken half a minute."""
+LOG_SECONDS = 2.0
+"""How long the last lines of a server that has ended may take to its log."""
 RESTARTS = 5
 """After so many new starts a server is let go: what ends it will not go away."""
 
@@ -32,20 +35,37 @@ class Server:
     """A Python module that serves, and whatever process takes its place."""
 
     def __init__(
-        self, what: str, module: str, arguments: list[str], environment: Mapping[str, str], health: str, log: Path
+        self,
+        what: str,
+        module: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        health: str,
+        log: Path,
+        database: str = "its database",
     ) -> None:
-        """Start it. `what`: its name in messages; `health`: an address that answers when it is ready."""
-        self.what, self.log = what, log
+        """Start it.
+
+        `what`: its name in messages; `health`: an address that answers when it is ready; `database`: where it keeps its
+        records.
+        """
+        self.what, self.log, self.database = what, log, database
+        self._logged = log.stat().st_size if log.exists() else 0
         self._command = (module, arguments, environment)
         self._health, self._left = health, RESTARTS
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self.process = start_module(*self._command, log)
 
     def wait_healthy(self) -> None:
-        """Wait until it answers. Raises StageFailed when it ends or stays silent."""
+        """Wait until it answers.
+
+        Raises UserError when it ends for a reason that its log names, StageFailed when it ends or stays silent.
+        """
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             if (status := self.process.poll()) is not None:
+                if (fault := self._fault()) is not None:
+                    raise fault
                 raise StageFailed(f"{self.what} ended at its start (status {status}); its log is {self.log}")
             try:
                 with urllib.request.urlopen(self._health, timeout=5) as answer:  # noqa: S310 - always an http address of ours
@@ -55,6 +75,13 @@ class Server:
                 pass
             time.sleep(0.2)
         raise StageFailed(f"{self.what} did not answer within {START_SECONDS:.0f} s; its log is {self.log}")
+
+    def _fault(self) -> UserError | None:
+        """Why it ended; the filter of its log may still write the last lines."""
+        until = time.monotonic() + LOG_SECONDS
+        while (fault := start_fault(self.what, self.log, self._logged, self.database)) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        return fault
 
     def look(self) -> bool:
         """Start it again if it has ended; returns whether it had.

@@ -15,7 +15,7 @@ import psutil
 
 from flows.access import Access, access
 from flows.databases import Databases, in_folder, in_postgres
-from flows.prefect_home import running_servers, server_arguments, server_environment
+from flows.prefect_home import database, running_servers, server_arguments, server_environment
 from flows.results import print_json
 from flows.server_process import Server, demand_free
 from stages.store.errors import ExitStatus, UserError
@@ -115,7 +115,8 @@ def _process(pid: int) -> dict[str, Any]:
 def _prefect(runs: Path, port: int, allowed: Access, databases: Databases) -> Server:
     environment = allowed.prefect_environment(server_environment(runs), port) | databases.prefect_environment()
     arguments, log = server_arguments(port, ui=True, host=allowed.host), runs / "servers" / "prefect.log"
-    return Server("the Prefect server", "prefect", arguments, environment, f"{allowed.local(port)}/api/health", log)
+    health, kept = f"{allowed.local(port)}/api/health", database(runs) if databases.prefect is None else databases.prefect
+    return Server("the Prefect server", "prefect", arguments, environment, health, log, kept)
 
 
 def _mlflow(runs: Path, port: int, allowed: Access, databases: Databases) -> Server:
@@ -125,4 +126,5 @@ def _mlflow(runs: Path, port: int, allowed: Access, databases: Databases) -> Ser
     arguments = ["server", "--artifacts-destination", str(runs / "mlartifacts"), "--host", allowed.host, "--port", str(port)]
     arguments += ["--workers", "1", *([] if allowed.mlflow is None else ["--app-name", "basic-auth"])]
     environment |= databases.mlflow_environment()
-    return Server("the MLflow server", "mlflow", arguments, environment, f"{allowed.local(port)}/health", folder / "mlflow.log")
+    health, log = f"{allowed.local(port)}/health", folder / "mlflow.log"
+    return Server("the MLflow server", "mlflow", arguments, environment, health, log, databases.mlflow)

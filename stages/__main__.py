@@ -27,9 +27,11 @@ from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
 from stages.store.proxies import keep_loopback_direct
+from stages.store.python_switches import leave_switched_modes
 from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.store.streams import redact_streams
+from stages.store.system_faults import system_fault
 from stages.store.user_code import inherited_code_folders, use_code_folders
 from stages.store.user_files import check_user_files
 
@@ -59,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     hosts = None
     redact_streams()
     try:
+        leave_switched_modes()
         hosts = _meet(folder, attempt, rank)
         run_stage(folder, rank, world_size, hosts)
     except UserError as error:
@@ -70,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the outcome names what the log explains
         traceback.print_exc()
         status = ExitStatus.FAILED
-        outcome = {"status": "failed", "message": redact(f"{type(error).__name__}: {error}"), "mend": "see the log"}
+        message = system_fault(error) or f"{type(error).__name__}: {error}"
+        outcome = {"status": "failed", "message": redact(message), "mend": "see the log"}
     if status is not ExitStatus.DONE:
         print(f"rank {rank}: {outcome['status']}: {outcome['message']}", file=sys.stderr, flush=True)
     if rank == 0 or (hosts and hosts.first) or status not in (ExitStatus.DONE, ExitStatus.INTERRUPTED):

@@ -4,6 +4,7 @@ A file is read lazily, so that its first rows cost little. Whether a .json or .j
 from its content: both endings are used for both.
 """
 
+import codecs
 import csv
 import decimal
 import difflib
@@ -40,6 +41,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise UserError("no such file", where=str(path), mend="name one that exists")
     try:
+        _check_format(path)
         yield from reader(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="repair or replace the file") from error
@@ -50,7 +52,56 @@ def _row(number: int, value: Any) -> Row:
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\0": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"PAR1": "a parquet file",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+}
+"""First bytes of a file -> what it is, whatever its name says."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order mark -> encoding, the longer ones first."""
+
+
+class _RepeatedKey(ValueError):
+    """A JSON object that names a key twice: Python keeps the last value in silence."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(f"the key `{next(name for name in names if names.count(name) > 1)}` twice in one object")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _check_format(path: Path) -> None:
+    """Raise UserError for a file in another format than its name says."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    for first, what in _FORMATS.items():
+        if start.startswith(first) and not (first == b"PAR1" and path.suffix.lower() == ".parquet"):
+            mend = "fetch it with `git lfs pull`" if "LFS" in what else f"unpack or convert it to one of {', '.join(READERS)}"
+            raise UserError(f"this is {what}", where=str(path), mend=mend)
+
+
+def _encoding(path: Path) -> str:
+    """The encoding of a text file by its byte order mark, else UTF-8. Spreadsheets and PowerShell write UTF-16."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -71,32 +122,43 @@ def _json(path: Path) -> Iterator[Row]:
 def _begins_with_lines(path: Path) -> bool:
     """Whether the first two lines with anything on them are a JSON object each; one object alone is a document."""
     objects = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                if not isinstance(json.loads(line), dict):
-                    return False
-            except (ValueError, RecursionError):
+    for line in _text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            if not isinstance(json.loads(line), dict):
                 return False
-            objects += 1
-            if objects == 2:
-                return True
+        except (ValueError, RecursionError):
+            return False
+        objects += 1
+        if objects == 2:
+            return True
     return False
 
 
+def _text_lines(path: Path) -> Iterator[str | bytes]:
+    """The lines of a file. Those of UTF-8 are bytes: decoded one by one, so that a bad one spoils only itself."""
+    encoding = _encoding(path)
+    if encoding == "utf-8-sig":
+        with path.open("rb") as file:
+            yield from file
+    else:
+        with path.open(encoding=encoding) as text:
+            yield from text
+
+
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:  # decoded line by line: one line in another encoding spoils only itself
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                yield Row(number, {}, "not JSON")
-            else:
-                yield _row(number, value)
+    for number, line in enumerate(_text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=_object)
+        except _RepeatedKey as error:
+            yield Row(number, {}, str(error))
+        except (ValueError, RecursionError):
+            yield Row(number, {}, "not JSON")
+        else:
+            yield _row(number, value)
 
 
 def _list(path: Path) -> Iterator[Row]:
@@ -128,14 +190,12 @@ def _after_space(text: str, place: int) -> int:
 
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # 131,072 characters by default: less than a long answer
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding=_encoding(path), newline="") as file:
         # Strict: a quote that is never closed would swallow the rest of the file in silence.
         reader = csv.DictReader(file, strict=True)
         try:
             names = reader.fieldnames or ()
-            if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
-                what = f"the head line names the column `{twice[0]}` twice"
-                raise UserError(what, where=str(path), mend="rename or remove one: the last would win")
+            _check_names(path, names)
             for values in reader:
                 # More columns: a comma in a text that is not quoted has moved what comes after it.
                 wrong = "more" if None in values else "fewer" if None in values.values() else ""
@@ -152,12 +212,33 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names)
             batches = file.iter_batches(batch_size=1024)
-            rows = (row for batch in batches for row in batch.to_pylist())
+            rows = (row for batch in batches for row in _double(batch).to_pylist())
             for number, values in enumerate(rows, start=1):
                 yield Row(number, plain_values(values))
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not Arrow's: times that Python cannot say
         raise UserError(f"not a parquet file ({error})", where=str(path), mend="repair or replace the file") from error
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Raise UserError when two columns of a file have one name."""
+    names = list(names)
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        what = f"two columns are named `{twice[0]}`"
+        raise UserError(what, where=str(path), mend="rename or remove one: the last would win")
+
+
+def _double(batch: Any) -> Any:
+    """The batch with its 16- and 32-bit floats as the doubles that are written alike: 0.1, not 0.10000000149011612."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type) or pa.types.is_float16(field.type):
+            narrow = field.type.to_pandas_dtype()  # numpy's type, whose text is the shortest that reads as the same number
+            column = [None if value is None else float(str(narrow(value))) for value in batch.column(place).to_pylist()]
+            batch = batch.set_column(place, pa.field(field.name, pa.float64()), pa.array(column, pa.float64()))
+    return batch
 
 
 def columns_hint(wanted: Iterable[str], columns: Iterable[Any]) -> str:

@@ -5,6 +5,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from stages.store.plain_text import survive_any_encoding
@@ -54,6 +55,15 @@ def without_secrets() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before[:2]
         logging.setLogRecordFactory(before[2])
+
+
+def redact_tracebacks() -> None:
+    """From now on the traceback of an error that ends this process is redacted: Python prints it behind `without_secrets`."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redact("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr)
+
+    sys.excepthook = show
 
 
 def _clean(record: logging.LogRecord) -> logging.LogRecord:

@@ -50,8 +50,9 @@ class Journal:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, step: int, of: int, metrics: dict[str, float]) -> None:
-        """Append one finished step; it is on disk when this returns."""
-        append(self._file, self.path, _text(Line(step, of, time.time_ns() // 1_000_000, metrics)))
+        """Append one finished step; it is on disk when this returns. Numbers of any kind (numpy's, a tensor's) are taken."""
+        plain = {name: float(value) for name, value in metrics.items()}
+        append(self._file, self.path, _text(Line(step, of, time.time_ns() // 1_000_000, plain)))
 
 
 def _text(line: Line) -> str:

@@ -6,6 +6,7 @@ disk has every line, and they are sent when it answers. Only the thread of `mlfl
 
 import contextlib
 import logging
+import math
 import os
 import re
 import time
@@ -26,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from stages.store.errors import UserError
+from stages.store.system_faults import system_fault
 from stages.tracking.journal import Line
 
 AWAY = (MlflowException, OSError, SQLAlchemyError)
@@ -33,6 +35,9 @@ AWAY = (MlflowException, OSError, SQLAlchemyError)
 BATCH = 1000
 """Most metrics that MLflow takes in one call."""
 SQLITE = "sqlite:///"
+_FOREIGN_CODES = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "PERMISSION_DENIED")
+_FOREIGN_TEXTS = ("was not in a valid JSON format", "failed with error code 405")
+"""What a server that is not MLflow's answers: 404, 501, 403, a page for people, or 405."""
 
 logger = logging.getLogger("r1.tracking")
 
@@ -62,8 +67,33 @@ def now() -> int:
 
 
 def metrics_of(line: Line) -> list[Metric]:
-    """The metrics of a journal line, with the line's own time and step."""
-    return [Metric(metric_name(name), float(value), line.time, line.step) for name, value in line.metrics.items()]
+    """Return the metrics of a journal line, with the line's own time and step.
+
+    An infinite value is sent as NaN: MLflow's databases would keep 1.8e308 in its place.
+    """
+    values = {metric_name(name): value if math.isfinite(value) else math.nan for name, value in line.metrics.items()}
+    return [Metric(name, float(value), line.time, line.step) for name, value in values.items()]
+
+
+_DATABASE_HINTS = (
+    (
+        re.compile(r"database schema|Can't locate revision"),
+        "install the MLflow that wrote it, or back it up and run `mlflow db upgrade`, or move it aside",
+    ),
+    (
+        re.compile(r"not a database|malformed"),
+        "it is damaged: move it aside; runs go into a new one, and `r1 resume` sends an earlier run there again",
+    ),
+)
+"""What a database says at the first contact, and what to do."""
+
+
+def _database_hint(error: BaseException) -> str:
+    """What to do about a tracking URI that MLflow cannot use."""
+    if (fault := system_fault(error)) is not None:
+        return fault
+    hint = next((hint for pattern, hint in _DATABASE_HINTS if pattern.search(str(error))), "")
+    return hint or "for example sqlite:////absolute/mlflow.db or http://127.0.0.1:5000"
 
 
 class Connection:
@@ -75,8 +105,10 @@ class Connection:
         Raises UserError when MLflow cannot use the URI at all.
         """
         # MLflow announces each new table of a fresh database.
-        for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
+        for name in ("mlflow.tracking", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # Of a database that fails it writes a traceback at each attempt; the error is raised too, and told once.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.experiment, self.experiment_id = uri, experiment, ""
         try:
             self._client = MlflowClient(uri)
@@ -84,17 +116,17 @@ class Connection:
             raise UserError(
                 f"MLflow cannot use `{uri}` ({reason(error)})",
                 where="tracking.uri",
-                mend="for example sqlite:////absolute/mlflow.db or http://127.0.0.1:5000",
+                mend=_database_hint(error),
             ) from error
 
     def client(self) -> Any:
         """The client, the experiment being there.
 
-        Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted or the credentials are not
-        taken.
+        Raises one of `AWAY` when MLflow does not answer, UserError when the experiment was deleted, the credentials are not
+        taken, or what answers is no MLflow server.
         """
         if not self.experiment_id:
-            with self._credentials():
+            with self._credentials(), self._first_answer():
                 self.experiment_id = self._find_experiment()
         return self._client
 
@@ -117,6 +149,19 @@ class Connection:
                 raise UserError(what, where=where, mend="set them to a user and password of that server") from error
             raise
 
+    @contextlib.contextmanager
+    def _first_answer(self) -> Iterator[None]:
+        """Take an answer that no MLflow server gives for a wrong address. Later ones are those of an outage: a proxy's page."""
+        try:
+            yield
+        except MlflowException as error:
+            text = str(error)
+            if error.error_code in _FOREIGN_CODES or any(part in text for part in _FOREIGN_TEXTS):
+                what = f"what answers at {self.uri} is no MLflow server, or does not let this client in ({reason(error)})"
+                mend = "give the address of its page, such as http://127.0.0.1:5000 (called by a name: `r1 up --allowed-hosts`)"
+                raise UserError(what, where="MLFLOW_TRACKING_URI or tracking.uri", mend=mend) from error
+            raise
+
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
@@ -125,10 +170,11 @@ class Connection:
                 artifacts = (Path(self.uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
             return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
         if found.lifecycle_stage != "active":
+            command = f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {found.experiment_id}"
             raise UserError(
                 f"the MLflow experiment `{self.experiment}` was deleted",
                 where="tracking.experiment",
-                mend="restore it with `mlflow experiments restore`, or set another name",
+                mend=f"restore it with `{command}`, or start a run with another name for it",
             )
         return str(found.experiment_id)
 

@@ -1,0 +1,199 @@
+"""What the operating system and Python's own switches do to a run: a line with a hint, no traceback, no false hint."""
+
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.server_faults import start_fault
+from stages.store.errors import UserError
+from stages.store.python_switches import SWITCHES
+from stages.store.system_faults import system_fault
+from stages.tracking.mlflow_client import Connection, default_uri
+from tests.conftest import ROOT
+
+UNKNOWN_REVISION = "ffffffffffff"
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "no room is left on the disk of /runs/x (bytes or inodes"),
+        (errno.EDQUOT, "the disk quota is used up at /runs/x"),
+        (errno.EROFS, "the file system is read-only at /runs/x"),
+        (errno.EACCES, "permission denied at /runs/x"),
+        (errno.EMFILE, "too many open files at /runs/x"),
+    ],
+)
+def test_system_fault_names_the_place_and_what_to_do(number: int, says: str) -> None:
+    assert str(system_fault(OSError(number, os.strerror(number), "/runs/x"))).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "(sqlite3.OperationalError) database or disk is full",
+    ],
+)
+def test_system_fault_reads_what_libraries_say(text: str) -> None:
+    assert str(system_fault(RuntimeError(text))).startswith("no room is left on the disk (bytes or inodes")
+
+
+def test_system_fault_looks_behind_a_librarys_error() -> None:
+    hidden = RuntimeError("unexpected pos 64 vs 0")
+    hidden.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/runs/model.safetensors")
+    assert "/runs/model.safetensors" in str(system_fault(hidden))
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "No such file", "/x"), KeyError("28")])
+def test_system_fault_is_silent_about_other_errors(error: Exception) -> None:
+    assert system_fault(error) is None
+
+
+def run_command(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `r1` after `program`, which prepares the process."""
+    code = f"import sys\nfrom flows import cli\n{program}\nsys.exit(cli.main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_command_that_meets_a_full_disk_says_so_in_one_line(tmp_path: Path) -> None:
+    full = f"OSError({errno.ENOSPC}, 'No space left on device', '/runs/pipeline.json')"
+    program = f"import flows.commands\ndef fail(_): raise {full}\nflows.commands.status = fail"
+    done = run_command(program, "status", "--runs", str(tmp_path))
+    assert done.returncode == 3
+    assert done.stderr.startswith("r1: no room is left on the disk of /runs/pipeline.json")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_traceback_of_a_command_holds_no_secret(tmp_path: Path) -> None:
+    program = "import flows.commands\ndef fail(_): raise RuntimeError(' http://me:geheim@host/ s3cr3t-value')\n"
+    done = run_command(program + "flows.commands.status = fail", "status", "--runs", str(tmp_path), MY_TOKEN="s3cr3t-value")
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr
+    assert "geheim" not in done.stderr
+    assert "s3cr3t-value" not in done.stderr
+
+
+def test_python_without_docstrings_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = run_command("", "status", "--runs", str(tmp_path), PYTHONOPTIMIZE="2")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "r1: PYTHONOPTIMIZE: Python runs without docstrings (-OO), which transformers and MLflow need; unset it\n"
+    )
+
+
+def test_switches_of_python_reach_no_child_and_warnings_are_no_errors(tmp_path: Path) -> None:
+    program = (
+        "import os, warnings, flows.commands\n"
+        "def look(_):\n"
+        "    warnings.warn('old', UserWarning)\n"
+        f"    assert not {SWITCHES!r} & os.environ.keys(), os.environ\n"
+        "    raise KeyboardInterrupt\n"
+        "flows.commands.status = look"
+    ).replace(repr(SWITCHES), repr(set(SWITCHES)))
+    variables = {"PYTHONWARNINGS": "error::UserWarning", "PYTHONOPTIMIZE": "0", "PYTHONINSPECT": ""}
+    done = run_command(program, "status", "--runs", str(tmp_path), **variables)
+    assert done.returncode == 75, done.stderr
+    assert "UserWarning: old" in done.stderr
+
+
+def test_stage_process_refuses_python_without_docstrings(tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "2"}
+    command = [sys.executable, "-m", "stages", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 2
+    assert "PYTHONOPTIMIZE: Python runs without docstrings" in (folder / "attempts" / "1" / "outcome.json").read_text()
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal closed", "nohup"])
+def test_closed_terminal_ends_a_command_like_ctrl_c_unless_ignored(ignored: bool) -> None:
+    code = (
+        "import signal, os, sys\nfrom flows.commands import stop_on_signals\n"
+        + ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else "")
+        + "stop_on_signals()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGHUP)\nexcept KeyboardInterrupt:\n    sys.exit(75)\nsys.exit(0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, env=environment, check=False)
+    assert done.returncode == (0 if ignored else 75)
+
+
+def test_command_goes_on_to_its_end_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    """What it prints then is lost, and no error: what it has to save is saved."""
+    saved = tmp_path / "saved"
+    code = (
+        "import signal, os, time\nfrom pathlib import Path\nfrom flows.commands import stop_on_signals\nstop_on_signals()\n"
+        "print('ready', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopping', flush=True)\n"
+        f"    Path({str(saved)!r}).write_text('whole')\n    os._exit(75)\n"
+    )
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    text = b""
+    while b"ready" not in text:
+        text += os.read(terminal, 1024)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 75
+    assert saved.read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("alembic.util.exc.CommandError: Can't locate revision identified by '5b0bd3b41a23'", "written by another version"),
+        ("sqlalchemy.exc.DatabaseError: (sqlite3.DatabaseError) file is not a database", "its database is damaged"),
+        ("sqlite3.OperationalError: database or disk is full", "no room is left"),
+        ("sqlite3.OperationalError: attempt to write a readonly database", "may not write its database"),
+        ("[Errno 98] error while attempting to bind on address ('127.0.0.1', 4200): address already in use", "taken its port"),
+    ],
+)
+def test_reason_of_a_server_that_does_not_start_is_read_from_its_log(tmp_path: Path, text: str, says: str) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(f"Traceback\n  File x\n{text}\n\nServer stopped!\n")
+    fault = start_fault("the Prefect server", log, 0, "/runs/prefect/prefect.db*")
+    assert fault is not None
+    assert says in str(fault)
+    assert str(log) in str(fault)
+
+
+def test_reason_of_an_earlier_start_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("file is not a database\n")
+    assert start_fault("the server", log, log.stat().st_size, "x") is None
+    assert start_fault("the server", tmp_path / "none", 0, "x") is None
+
+
+@pytest.fixture(scope="module")
+def tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's, made once."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    Connection(default_uri(folder), "t").client()
+    return folder / "mlflow.db"
+
+
+@pytest.mark.parametrize("harm", ["another version", "damaged"])
+def test_tracking_database_that_mlflow_cannot_use_says_what_to_do(tmp_path: Path, tracking_database: Path, harm: str) -> None:
+    place = tmp_path / "mlflow.db"
+    if harm == "damaged":
+        place.write_bytes(b"no database at all " * 400)
+    else:
+        place.write_bytes(tracking_database.read_bytes())
+        with sqlite3.connect(place) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (UNKNOWN_REVISION,))
+    with pytest.raises(UserError) as caught:
+        Connection(default_uri(tmp_path), "t").client()
+    hint = "move it aside" if harm == "damaged" else "install the MLflow that wrote it"
+    assert hint in caught.value.mend
