@@ -13,7 +13,7 @@ from flows.daily import add_daily_commands
 from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.proxies import check_proxies, keep_loopback_direct
-from stages.store.python_switches import leave_switched_modes
+from stages.store.python_switches import demand_docstrings, restart_without_switches
 from stages.store.streams import redact_tracebacks, without_secrets
 from stages.store.system_faults import system_fault
 
@@ -243,6 +243,7 @@ def _numbers(text: str) -> list[int]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, as `_main` does, and let no secret out."""
     if arguments is None:  # this process is the command
+        restart_without_switches()
         redact_tracebacks()
     with without_secrets():
         return _main(arguments)
@@ -261,8 +262,7 @@ def _main(arguments: list[str] | None) -> int:
     as_json = "--json" in given
     status, document = ExitStatus.DONE, None
     try:
-        if arguments is None:  # this process is the command
-            leave_switched_modes()
+        demand_docstrings()
         options = parser().parse_args(given)
         _expand_homes(options)
         if options.command in NETWORK:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from flows.server_process import START_SECONDS, Server, free_port
 from stages.store.files import read_json
 
@@ -48,16 +50,36 @@ def prefect_server(runs: Path) -> Iterator[Callable[[], None]]:
     idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE}
     arguments, environment = server_arguments(port, ui=False), {**server_environment(runs), **idle}
     health = f"http://127.0.0.1:{port}/api/health"
-    server = Server("the Prefect server", "prefect", arguments, environment, health, log, database(runs))
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(alone_at_start(runs))
+        server = Server("the Prefect server", "prefect", arguments, environment, health, log, database(runs))
 
-    def wait() -> None:
-        server.wait_healthy()
-        server.keep()
+        def wait() -> None:
+            server.wait_healthy()
+            starting.close()
+            server.keep()
 
+        try:
+            yield wait
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def alone_at_start(runs: Path) -> Iterator[None]:
+    """Keep other runs of this runs folder from starting a server at the same time.
+
+    A server makes or migrates its database when it starts, and of two that do so at once one fails. A lock that cannot be had
+    in the time that a start may take (a file system without locks looks like one that is held) is gone without.
+    """
+    home(runs).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home(runs) / ".starting.lock")
+    with contextlib.suppress(Timeout, NotImplementedError):
+        lock.acquire(timeout=START_SECONDS)
     try:
-        yield wait
+        yield
     finally:
-        server.stop()
+        lock.release()
 
 
 def point_at_server(runs: Path) -> bool:

@@ -15,7 +15,7 @@ import psutil
 
 from flows.access import Access, access
 from flows.databases import Databases, in_folder, in_postgres
-from flows.prefect_home import database, running_servers, server_arguments, server_environment
+from flows.prefect_home import alone_at_start, database, running_servers, server_arguments, server_environment
 from flows.results import print_json
 from flows.server_process import Server, demand_free
 from stages.store.errors import ExitStatus, UserError
@@ -53,11 +53,12 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
     note, servers = runs / "servers.json", dict[str, Server]()
     addresses = {name: allowed.local(port) for name, port in ports.items()}
     try:
-        for name, start in (("prefect", _prefect), ("mlflow", _mlflow)):
-            servers[name] = start(runs, ports[name], allowed, databases)
         print("starting the Prefect server and the MLflow server …", file=sys.stderr)
-        for server in servers.values():
-            server.wait_healthy()
+        with alone_at_start(runs):
+            for name, start in (("prefect", _prefect), ("mlflow", _mlflow)):
+                servers[name] = start(runs, ports[name], allowed, databases)
+            for server in servers.values():
+                server.wait_healthy()
         allowed.verify(**addresses)
         facts = _write(note, servers, addresses, allowed, databases)
         if as_json:

@@ -27,7 +27,7 @@ from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
 from stages.store.proxies import keep_loopback_direct
-from stages.store.python_switches import leave_switched_modes
+from stages.store.python_switches import demand_docstrings, restart_without_switches
 from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.store.streams import redact_streams
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--attempt", type=Path, help="folder of this attempt; by default the next number")
     options = parser.parse_args(arguments)
+    restart_without_switches()
     _end_with_parent()
     keep_loopback_direct()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     hosts = None
     redact_streams()
     try:
-        leave_switched_modes()
+        demand_docstrings()
         hosts = _meet(folder, attempt, rank)
         run_stage(folder, rank, world_size, hosts)
     except UserError as error:

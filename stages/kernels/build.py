@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from stages.store.files import sync_file
+
 SOURCES = Path(__file__).parent
+ELF_HEADER = 64
+"""Bytes of the header of a 64-bit ELF file."""
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 Pointer, Number = ctypes.c_void_p, ctypes.c_int64
 
@@ -56,13 +61,27 @@ def built() -> ctypes.CDLL:
         library = folder / f"kernels-{name}.so"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):  # ranks come at once
-            if not library.exists():
+            if not library.exists() or not _is_library(library):
                 fresh = library.with_suffix(f".{os.getpid()}")
                 _said([command, *FLAGS, *map(str, units), "-o", str(fresh)])
+                sync_file(fresh)
                 fresh.replace(library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise NoCompiler(str(error)) from error
+
+
+def _is_library(path: Path) -> bool:
+    """Whether a file is a whole library: a full disk or a lost power supply leaves one that is empty or cut off.
+
+    The table of sections is the last part of an ELF file.
+    """
+    content = path.read_bytes()
+    if len(content) < ELF_HEADER or not content.startswith(b"\x7fELF"):
+        return False
+    (sections,) = struct.unpack_from("<Q", content, 40)
+    size, count = struct.unpack_from("<HH", content, 58)
+    return bool(len(content) >= sections + size * count)
 
 
 def _said(command: list[str]) -> str:

@@ -37,6 +37,7 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     """
     told = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
+    _tell(told, "")  # ends a line that a sitecustomize.py has begun there
     logging.disable(logging.WARNING)
     use_code_folders(inherited_code_folders())
     try:

@@ -1,30 +1,27 @@
-"""Environment variables that switch Python itself to a mode in which the libraries do not work, taken out of a run.
+"""Environment variables that switch Python itself to a mode in which the libraries, or this command, do not work.
 
 `PYTHONOPTIMIZE=2` strips the docstrings from which transformers and MLflow build classes, `PYTHONWARNINGS=error` makes an
-exception of any library's deprecation warning, and the others print or wait where a process has to end.
+exception of any library's deprecation warning, `PYTHONINSPECT` turns every exit status into 1, and the others flood the logs.
 """
 
 import os
 import sys
-import warnings
 
 from stages.store.errors import UserError
 
 SWITCHES = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONVERBOSE", "PYTHONPROFILEIMPORTTIME")
-"""Variables that this process passes on to none of its children."""
+"""Variables without which this process and its children run."""
 
 
-def leave_switched_modes() -> None:
-    """Take the switches out of the environment, and warnings back from being errors.
+def restart_without_switches() -> None:
+    """Start this process again without the switches, when there are any: Python reads them at its start alone."""
+    if [name for name in SWITCHES if os.environ.pop(name, None)]:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, as it was started
 
-    Raises UserError when this process itself runs without docstrings, which nothing can bring back.
-    """
-    for name in SWITCHES:
-        os.environ.pop(name, None)
-    if any(entry[0] == "error" for entry in warnings.filters):
-        warnings.resetwarnings()
-        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # Python's defaults
-            warnings.simplefilter("ignore", category)
+
+def demand_docstrings() -> None:
+    """Raise UserError when Python was started with -OO."""
     if sys.flags.optimize > 1:
-        what = "Python runs without docstrings (-OO), which transformers and MLflow need"
-        raise UserError(what, where="PYTHONOPTIMIZE", mend="unset it")
+        raise UserError(
+            "without docstrings transformers and MLflow do not work", where="python -OO", mend="start it without -OO"
+        )

@@ -82,38 +82,44 @@ def test_traceback_of_a_command_holds_no_secret(tmp_path: Path) -> None:
 
 
 def test_python_without_docstrings_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = run_command("", "status", "--runs", str(tmp_path), PYTHONOPTIMIZE="2")
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == "r1: PYTHONOPTIMIZE: Python runs without docstrings (-OO), which transformers and MLflow need; unset it\n"
-    )
-
-
-def test_switches_of_python_reach_no_child_and_warnings_are_no_errors(tmp_path: Path) -> None:
-    program = (
-        "import os, warnings, flows.commands\n"
-        "def look(_):\n"
-        "    warnings.warn('old', UserWarning)\n"
-        f"    assert not {SWITCHES!r} & os.environ.keys(), os.environ\n"
-        "    raise KeyboardInterrupt\n"
-        "flows.commands.status = look"
-    ).replace(repr(SWITCHES), repr(set(SWITCHES)))
-    variables = {"PYTHONWARNINGS": "error::UserWarning", "PYTHONOPTIMIZE": "0", "PYTHONINSPECT": ""}
-    done = run_command(program, "status", "--runs", str(tmp_path), **variables)
-    assert done.returncode == 75, done.stderr
-    assert "UserWarning: old" in done.stderr
-
-
-def test_stage_process_refuses_python_without_docstrings(tmp_path: Path) -> None:
-    folder = tmp_path / "stage"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "2"}
-    command = [sys.executable, "-m", "stages", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-OO", "-m", "flows.cli", "status", "--runs", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 2
-    assert "PYTHONOPTIMIZE: Python runs without docstrings" in (folder / "attempts" / "1" / "outcome.json").read_text()
+    assert done.stderr.startswith("r1: python -OO: without docstrings transformers and MLflow do not work")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["flows.cli", "stages"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PYTHONOPTIMIZE", "2"), ("PYTHONWARNINGS", "error"), ("PYTHONINSPECT", "1"), ("PYTHONDEVMODE", "1")],
+)
+def test_switches_of_python_change_neither_output_nor_status(tmp_path: Path, module: str, name: str, value: str) -> None:
+    """A mistake, so that it ends soon: status 2 with one line, where PYTHONINSPECT makes a traceback and 1 of it."""
+    arguments = ["status", "no-such-run", "--runs", str(tmp_path)] if module == "flows.cli" else [str(tmp_path / "none")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), name: value}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(tmp_path) in done.stderr
+
+
+def test_switches_of_python_reach_no_child(tmp_path: Path) -> None:
+    program = (
+        "import os, flows.commands\n"
+        "def look(_):\n"
+        f"    print([name for name in {SWITCHES!r} if name in os.environ], sys.flags.optimize)\n"
+        "    raise KeyboardInterrupt\n"
+        "flows.commands.status = look"
+    )
+    variables = {"PYTHONWARNINGS": "default", "PYTHONOPTIMIZE": "1", "PYTHONVERBOSE": ""}
+    done = run_command(program, "status", "--runs", str(tmp_path), **variables)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout == "[] 0\n"
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal closed", "nohup"])
@@ -134,8 +140,7 @@ def test_command_goes_on_to_its_end_when_its_terminal_is_gone(tmp_path: Path) ->
     saved = tmp_path / "saved"
     code = (
         "import signal, os, time\nfrom pathlib import Path\nfrom flows.commands import stop_on_signals\nstop_on_signals()\n"
-        "print('ready', flush=True)\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopping', flush=True)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopping', flush=True)\n"
         f"    Path({str(saved)!r}).write_text('whole')\n    os._exit(75)\n"
     )
     process, terminal = os.forkpty()
