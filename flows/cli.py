@@ -14,7 +14,7 @@ from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
 from stages.store.proxies import check_proxies, keep_loopback_direct
 from stages.store.python_switches import demand_docstrings, restart_without_switches
-from stages.store.streams import redact_tracebacks, without_secrets
+from stages.store.streams import lead_nowhere, redact_tracebacks, without_secrets
 from stages.store.system_faults import system_fault
 
 EXECUTED = (
@@ -285,7 +285,7 @@ def _main(arguments: list[str] | None) -> int:
         print("r1: interrupted", file=sys.stderr)
     except BrokenPipeError:
         # The reader (`head`, say) has seen enough; Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)
         return int(ExitStatus.DONE)
     except OSError as error:
         if (fault := system_fault(error)) is None:

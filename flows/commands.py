@@ -100,6 +100,7 @@ def _demand_rest(record: Any, options: argparse.Namespace) -> None:
 def _go(record: Any, options: argparse.Namespace) -> Answer:
     from flows.prefect_home import prefect_server
     from flows.results import results_table, run_document, where_to_look
+    from stages.store.streams import lead_nowhere
 
     print(f"run {record.name}", file=sys.stderr)
     with prefect_server(record.folder.path.parents[1]) as wait:
@@ -112,9 +113,12 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
     if status is ExitStatus.INTERRUPTED or status is ExitStatus.FAILED:
         print(f"r1: go on with `r1 resume {record.name}`", file=sys.stderr)
     if not options.json:
-        if models := record.results():
-            print(results_table(models))
-        print(where_to_look(record))
+        try:
+            if models := record.results():
+                print(results_table(models))
+            print(where_to_look(record), flush=True)
+        except BrokenPipeError:  # nobody reads it; how the run ended is still said by the exit status
+            lead_nowhere(sys.stdout)
     return status, run_document(record)
 
 

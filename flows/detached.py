@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.prefect_home import running_servers
+from flows.process_birth import alive
 from flows.server_process import START_SECONDS
 from flows.servers import told
 from stages.store.errors import ExitStatus, StageFailed, UserError
@@ -77,8 +78,6 @@ def down(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None
 
     Raises UserError when there is none, StageFailed when it doesn't end.
     """
-    from flows.record import alive
-
     runs = Path(options.runs).absolute()
     servers = running_servers(runs)
     if servers is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from flows.process_birth import alive
 from flows.server_process import START_SECONDS, Server, free_port
 from stages.store.files import read_json
 
@@ -108,8 +109,6 @@ def database(runs: Path) -> str:
 
 def running_servers(runs: Path) -> dict[str, Any] | None:
     """What `r1 up` wrote for this runs folder, when its servers still run."""
-    from flows.record import alive
-
     try:
         servers: dict[str, Any] = read_json(runs / "servers.json")
         living = all(alive(servers[name]["pid"], servers[name]["born"]) for name in ("prefect", "mlflow", "up"))

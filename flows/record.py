@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from flows.process_birth import alive, birth
 from stages.recipe import ResolvedRecipe
 from stages.store.errors import UserError
 from stages.store.folders import PipelineFolder, Runs, StageFolder
@@ -134,7 +134,7 @@ class RunRecord:
 
     def begin(self) -> None:
         """Say that this process works on the run from now on."""
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "born": psutil.Process().create_time()}
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "born": birth(os.getpid())}
         self.update(status="running", error=None, owner=owner)
 
     def update(self, **facts: Any) -> None:
@@ -194,16 +194,6 @@ class RunRecord:
         reports = [self.place(name).output("report") for name in ordered if self.stages[name]["status"] in FINISHED]
         existing = [path for path in reports if path.is_dir()]
         return existing[-1] if existing else None
-
-
-def alive(pid: int, born: float | None) -> bool:
-    """Whether the process that had this id at that time still runs."""
-    try:
-        process = psutil.Process(pid)
-        same = born is None or abs(process.create_time() - born) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ValueError):
-        return False
 
 
 def _lost(name: str, folder: StageFolder) -> UserError:

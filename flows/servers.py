@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from flows.access import Access, access
 from flows.databases import Databases, in_folder, in_postgres
 from flows.prefect_home import alone_at_start, database, running_servers, server_arguments, server_environment
+from flows.process_birth import birth
 from flows.results import print_json
 from flows.server_process import Server, demand_free
 from stages.store.errors import ExitStatus, UserError
@@ -110,7 +109,7 @@ def _write(
 
 
 def _process(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "born": psutil.Process(pid).create_time()}
+    return {"pid": pid, "born": birth(pid)}
 
 
 def _prefect(runs: Path, port: int, allowed: Access, databases: Databases) -> Server:

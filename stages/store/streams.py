@@ -1,7 +1,9 @@
 """Standard output, standard error and Python's log of this process, without secrets."""
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,14 +15,33 @@ from stages.store.secrets import redact
 
 
 class _Redacting:
-    """A text stream that redacts what is written; all else is the stream's own."""
+    """A text stream that redacts what is written; all else is the stream's own.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    Once nobody can read it any more (a closed terminal, for standard error also a closed pipe), what is written is lost: no
+    run ends because of it.
+    """
+
+    def __init__(self, stream: Any, lost: tuple[int, ...]) -> None:
+        """`lost`: error numbers after which the stream leads nowhere."""
+        self._stream, self._lost = stream, lost
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        with self._or_nowhere():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._or_nowhere():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _or_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in self._lost:
+                raise
+            lead_nowhere(self._stream)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -30,6 +51,13 @@ class _Redacting:
         return getattr(self._stream, name)
 
 
+def lead_nowhere(stream: Any) -> None:
+    """Have what is written to a stream of this process lost from now on, what it still holds too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def redact_streams() -> None:
     """From now on what this process prints or logs is redacted, and no character in it is an error.
 
@@ -37,7 +65,7 @@ def redact_streams() -> None:
     """
     survive_any_encoding()
     make = logging.getLogRecordFactory()
-    sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)
+    sys.stdout, sys.stderr = _Redacting(sys.stdout, (errno.EIO,)), _Redacting(sys.stderr, (errno.EIO, errno.EPIPE))
     logging.setLogRecordFactory(lambda *arguments, **named: _clean(make(*arguments, **named)))
 
 

@@ -7,9 +7,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from flows.cli import COMMANDS, parser
+from flows.process_birth import birth
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
 from stages.store.config import OutputKind
@@ -97,7 +96,7 @@ def build_run(
             "document": {"name": name, "runs": "runs", "stages": sections or {}},
             "status": status,
             "error": None,
-            "owner": {"pid": os.getpid(), "host": socket.gethostname(), "born": psutil.Process().create_time()},
+            "owner": {"pid": os.getpid(), "host": socket.gethostname(), "born": birth(os.getpid())},
             "stages": facts,
             "mlflow": {"tracking_uri": None, "experiment": None, "parent_run_id": None, "experiment_id": None},
             "models": {},

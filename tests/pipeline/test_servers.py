@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.record import alive
+from flows.process_birth import alive
 from flows.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, refused

@@ -162,6 +162,24 @@ def test_it_is_built_once_and_again_when_the_compiler_changes(tmp_path, monkeypa
     assert len(list((tmp_path / "cache" / "r1-pipeline").glob("*.so"))) == 2
 
 
+@pytest.mark.parametrize("left", [0.0, 0.001, 0.5, 0.999], ids=["empty", "header", "half", "end missing"])
+def test_library_that_was_not_written_whole_is_built_again(tmp_path, monkeypatch, left):
+    """As a full disk, or a lost power supply, leaves it. Loaded, it would end the process with a bus error."""
+    fresh_cache(monkeypatch, tmp_path, "")
+    monkeypatch.delenv("CXX")
+    run, commands = build._said, []
+    monkeypatch.setattr(build, "_said", lambda command: commands.append(command) or run(command))
+    build.built()
+    (library,) = (tmp_path / "cache" / "r1-pipeline").glob("*.so")
+    whole = library.read_bytes()
+    library.unlink()  # this process has mapped the file
+    library.write_bytes(whole[: int(len(whole) * left)])
+    build.built.cache_clear()
+    build.built()
+    assert library.read_bytes() == whole
+    assert len([command for command in commands if "-o" in command]) == 2
+
+
 def test_a_compiler_that_fails_is_told_of_in_one_line_and_sampling_goes_on(tmp_path, monkeypatch, tokenizer):
     fresh_cache(monkeypatch, tmp_path, '[ "$1" = --version ] && exit\necho "no such header" >&2\nexit 3')
     model = model_of("llama")

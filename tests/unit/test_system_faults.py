@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from flows.server_faults import start_fault
+from stages.rewards import pool as pools
+from stages.rewards.pool import Limits, Pool, Reply
 from stages.store.errors import UserError
 from stages.store.python_switches import SWITCHES
 from stages.store.system_faults import system_fault
@@ -140,7 +142,8 @@ def test_command_goes_on_to_its_end_when_its_terminal_is_gone(tmp_path: Path) ->
     saved = tmp_path / "saved"
     code = (
         "import signal, os, time\nfrom pathlib import Path\nfrom flows.commands import stop_on_signals\nstop_on_signals()\n"
-        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopping', flush=True)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('stopping', flush=True)\n"
         f"    Path({str(saved)!r}).write_text('whole')\n    os._exit(75)\n"
     )
     process, terminal = os.forkpty()
@@ -202,3 +205,64 @@ def test_tracking_database_that_mlflow_cannot_use_says_what_to_do(tmp_path: Path
         Connection(default_uri(tmp_path), "t").client()
     hint = "move it aside" if harm == "damaged" else "install the MLflow that wrote it"
     assert hint in caught.value.mend
+
+
+@pytest.mark.parametrize("prints", ["print('hello', flush=True)", "import os; os.write(1, b'no end of line')"])
+def test_verifier_starts_whatever_a_sitecustomize_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prints: str) -> None:
+    """Replies come over the standard output, on which such a module writes before the worker's own first line."""
+    (tmp_path / "sitecustomize.py").write_text(prints)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(pools, "START_LIMIT_S", 30.0)
+    pool = Pool("tests.unit.reward_functions:spin", Limits(5.0, 20.0, 0), 1, [str(ROOT)])
+    try:
+        assert pool.ask([[0]]) == [Reply("done")]
+    finally:
+        pool.end()
+
+
+def test_command_whose_messages_nobody_reads_ends_as_it_would(tmp_path: Path) -> None:
+    """`r1 run … 2>&1 | head`: a progress line that cannot be written is no reason to end a run, and not its end."""
+    program = (
+        "import flows.commands\n"
+        "def talk(_):\n"
+        "    print('first', file=sys.stderr, flush=True); sys.stdin.read()\n"
+        "    for n in range(10): print('more', file=sys.stderr, flush=True)\n"
+        f"    open({str(tmp_path / 'end')!r}, 'w').close()\n"
+        "    from stages.store.errors import StageFailed; raise StageFailed('x')\n"
+        "flows.commands.status = talk"
+    )
+    code = f"import sys\nfrom flows import cli\n{program}\nsys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "status", "--runs", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdin is not None
+        assert process.stderr.readline() == b"first\n"
+        process.stderr.close()
+        process.stdin.close()
+        assert process.wait(60) == 3
+    assert (tmp_path / "end").exists()
+
+
+def test_command_without_sighup_goes_on_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    """As after `disown`: only what it prints is lost."""
+    code = (
+        "import signal, sys, time\nfrom flows import cli, commands\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "def talk(_):\n"
+        "    print('ready', file=sys.stderr, flush=True)\n"
+        "    for n in range(20):\n        time.sleep(0.1); print('on'); print('more', file=sys.stderr, flush=True)\n"
+        f"    open({str(tmp_path / 'end')!r}, 'w').close()\n"
+        "    return 0, {}\n"
+        "commands.status = talk\nsys.exit(cli.main())"
+    )
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code, "status", "--runs", str(tmp_path)])
+    text = b""
+    while b"ready" not in text:
+        text += os.read(terminal, 1024)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (tmp_path / "end").exists()
