@@ -156,6 +156,7 @@ _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\
 _BARE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _PROSE = re.compile(r"[A-Za-z0-9À-ɏ\s'\-.,/&?!\"]*")
 _MATH_WORDS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi infinity infty abs max min gcd lcm alpha beta gamma delta theta lambda mu phi omega sigma".split())  # fmt: skip
+_SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on or so to up us we".split())
 _EMPTY = frozenset(["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "thereisnosolution", "therearenosolutions", "nosuchx"])  # fmt: skip
 _REALS = frozenset(
     ["allrealnumbers", "allreals", "allrealx", "anyrealnumber", "therealnumbers", "realnumbers", "allrealvalues"]
@@ -413,7 +414,7 @@ def _based(text: str, depth: int) -> Form | None:  # noqa: ARG001 - a reader
         return None
     written = (match[2] or match[3]).strip()
     base = _BASES.get(written.removeprefix(r"\text{").removesuffix("}")) if written.startswith("\\") else int(written)
-    if base is None or not 2 <= base <= 36 or not re.search("[0-9]", match[1]):
+    if base is None or not 2 <= base <= 36 or not (re.search("[0-9]", match[1]) or (base > 10 and match[1].isupper())):
         return None
     digits = match[1].upper().lstrip("0") or "0"
     return Based(digits, base) if all(int(d, 36) < base for d in digits) else None
@@ -464,7 +465,7 @@ def _words(text: str, depth: int) -> Form | None:  # noqa: ARG001 - a reader
         return None
     if all(word in _MATH_WORDS or len(word) == 1 for word in letters):
         return None
-    if r"\text" not in text and len(letters) == 1 and (len(plain) == 2 or re.search("[0-9]", plain) and " " not in plain):
+    if r"\text" not in text and len(letters) == 1 and ((len(plain) == 2 and plain not in _SHORT_WORDS) or re.search("[0-9]", plain) and " " not in plain):
         return None  # a product such as `ab` or `2xy`
     if r"\text" not in text and re.search(r"[0-9/]", plain) and all(len(w) < 3 or w in _MATH_WORDS for w in letters):
         return None

@@ -125,9 +125,10 @@ def _quantity(a: Form, b: Form) -> bool | None:
         return True
     if unit == "%":
         return _same_value(amount, other, Fraction(1, 100), Fraction(1))
-    if unit == "deg" and isinstance(other, forms.Formula) and r"\pi" in other.text:
+    if unit == "deg":
         values = _value(amount), _value(other)
-        return None not in values and equal(values[0] * sympy.pi / 180, values[1])  # type: ignore[operator]
+        radians = values[1] is not None and not values[1].is_Rational
+        return radians and values[0] is not None and equal(values[0] * sympy.pi / 180, values[1])
     return False
 
 
