@@ -4,6 +4,7 @@ Prefect's own caches look at task source and arguments; the truth here is the ma
 """
 
 import functools
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
+from flows.changed_files import reasons
 from flows.gates import heed
 from flows.launch import Outcome, launch
 from flows.side_by_side import share
@@ -54,7 +56,7 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
     Raises UserError for what the user can mend, StageFailed when the stage failed, Interrupted when it was stopped.
     """
     config = work.recipe.stages[name]
-    record = stage_record(config, work.finished)
+    record = stage_record(config, work.finished, work.recipe.code_folders)
     folder = _folder(work, name, record)
     work.record.stage(name, folder=str(folder.path), fingerprint=record.fingerprint)
     with hold(folder, work.progress.note, work.floor.check):
@@ -65,6 +67,8 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
         if name in work.selection.finished:
             mend = f"leave out --from, or run `--until {name}` first"
             raise UserError(f"stage `{name}` isn't finished, so nothing can start after it", where="--from", mend=mend)
+        for reason in reasons(work.runs, config, record):
+            work.progress.note(f"{name}: computed again: {reason}")
         _write_record(folder, record)
         compute, floor = work.recipe.stages[name].compute, work.floor
         # Whoever waits for slots or devices holds the folder's lock already: it will be able to use them.
@@ -141,7 +145,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
 
 def _named(outcome: Outcome, work: Work) -> Outcome:
     """With the run's name where the stage could only say how to go on."""
-    runs = "" if work.runs.path == Path("runs").absolute() else f" --runs {work.runs.path}"
+    runs = "" if work.runs.path == Path("runs").absolute() else f" --runs {shlex.quote(str(work.runs.path))}"
     message = outcome.message.replace(RESUME, f"r1 resume {work.record.name}{runs}")
     return replace(outcome, message=message)
 

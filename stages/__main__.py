@@ -26,9 +26,12 @@ from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
+from stages.store.proxies import keep_loopback_direct
 from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.store.streams import redact_streams
+from stages.store.user_code import inherited_code_folders, use_code_folders
+from stages.store.user_files import check_user_files
 
 if TYPE_CHECKING:
     from stages.engine.hosts import Hosts
@@ -44,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=Path, help="folder of this attempt; by default the next number")
     options = parser.parse_args(arguments)
     _end_with_parent()
+    keep_loopback_direct()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = StageFolder(options.folder.absolute())
     if not folder.config.is_file():
@@ -132,6 +136,9 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
         raise UserError(f"not a config of `{kind.name}` ({first})", where=str(folder.config), mend="use `r1 run`") from error
     if getattr(getattr(config, "compute", None), "device", None) == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed moves all models to a GPU where it sees one
+    folders = record.code_folders or list(inherited_code_folders())
+    use_code_folders(folders)
+    check_user_files(config, record.inputs, folders)
     if world_size > 1 and not kind.distributed:
         raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
     if rank == 0:

@@ -183,7 +183,7 @@ class Engine:
             if main:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_weights(model)}
                 model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-                config = json.loads((folder / "config.json").read_text())
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
                 config["use_cache"] = True
                 (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
                 tokenizer.save_pretrained(folder)

@@ -18,6 +18,9 @@ from typing import Any
 
 import psutil
 
+from stages.store.errors import UserError
+from stages.store.user_code import check_not_hidden, inherited_code_folders, use_code_folders
+
 READY, ENDED, MISTAKE = "ready", "ended", "mistake"
 """First words of what is told between replies: a copy is there (with its process id), one has ended, there can be none."""
 
@@ -33,9 +36,10 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     told = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
     logging.disable(logging.WARNING)
+    use_code_folders(inherited_code_folders())
     try:
         called = load(function)
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, UserError) as error:
         _tell(told, f"{MISTAKE} {error}")
         return 2
     if (warm := getattr(sys.modules[called.__module__], "warm", None)) is not None:
@@ -58,9 +62,10 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
 def load(function: str) -> Called:
     """The function that `module:function` names.
 
-    Raises ImportError, AttributeError or TypeError when there is none.
+    Raises ImportError, AttributeError or TypeError when there is none, UserError when an installed module hides the user's.
     """
     module, _, name = function.partition(":")
+    check_not_hidden(module, inherited_code_folders())
     found = getattr(import_module(module), name)
     if not callable(found):
         raise TypeError(f"`{function}` cannot be called")

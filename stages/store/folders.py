@@ -89,8 +89,11 @@ class Runs:
     def prepare(self) -> "Runs":
         """Make the folder and prove that it can be written.
 
-        Raises UserError when it cannot.
+        Raises UserError when it cannot, or when its path cannot stand in a database's address.
         """
+        if (odd := next((c for c in str(self.path) if c == "?" or not (c.isprintable() or c == " ")), None)) is not None:
+            mend = "choose another with `--set runs=FOLDER`"
+            raise UserError(f"the runs folder's path has {odd!r} in it", where=str(self.path), mend=mend)
         try:
             for name in ("stages", "pipelines"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -114,6 +117,10 @@ class Runs:
         newest = max((int(m.group(1) or 1) for m in matches if m), default=0)
         generation = newest + 1 if fresh else max(newest, 1)
         return StageFolder(self.path / "stages" / (base if generation == 1 else f"{base}-g{generation}"))
+
+    def stages(self, kind: str) -> list[Path]:
+        """The folders of all computations of a kind."""
+        return sorted((self.path / "stages").glob(f"{kind}-*"))
 
     def new_pipeline(self, name: str) -> "PipelineFolder":
         """Make the folder of a new pipeline run, `<name>-<date>-<n>`."""
