@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from stages.rewards.user_fault import Fault
 from stages.rewards.worker import ENDED, MISTAKE, READY
 from stages.store import heartbeat
 from stages.store.errors import UserError
+from stages.store.secrets import without_keys
 from stages.store.user_code import VARIABLE, child_environment, inherited_code_folders
 
 START_LIMIT_S = 120.0
@@ -117,7 +119,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**child_environment(), VARIABLE: json.dumps(list(self.folders))},
+            # What a model or a user's module does there must not have the keys.
+            env={**without_keys(child_environment()), VARIABLE: json.dumps(list(self.folders))},
             process_group=0,  # its copies die with it
         )
         assert process.stdin is not None
@@ -130,8 +133,12 @@ class Worker:
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
+                fault = Fault.from_json(rest)
                 mend = f"write module:function, of a module in {' or '.join(self.folders)}, or of an installed package"
-                raise UserError(f"`{self.function}` cannot be loaded ({rest})", where="rewards", mend=mend)
+                if fault.file:
+                    mend = "fix it there"
+                what = f"`{self.function}` cannot be loaded ({fault.error})"
+                raise UserError(what, where=fault.place or "rewards", mend=mend)
             if word == READY:
                 self.copy = int(rest)
                 return True
