@@ -25,6 +25,8 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
+LONGEST_REPLY_BYTES = 1 << 20
+"""A longer reply is none: only a user's function writes one, and it would be held in the trainer's memory."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -58,7 +60,7 @@ class Worker:
         self.copy: int | None = None
         """Process id of the copy that serves; it changes when one is ended."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer, self._number = b"", 0
+        self._buffer, self._number = bytearray(), 0
 
     def ask(self, arguments: Sequence[Any]) -> Reply:
         """The function's value; a fault when it raises, passes a limit or its process dies, and then there is a new one.
@@ -76,10 +78,8 @@ class Worker:
             if line.startswith(ENDED):
                 self.copy = None  # the next request waits for the new one
                 return Reply(fault=ENDED)
-            with contextlib.suppress(ValueError):
-                number, value, fault = json.loads(line)
-                if number == self._number:
-                    return Reply(value, fault)
+            if (reply := _reply(line, self._number)) is not None:
+                return reply
             line = self._line(process, deadline)
         if self.copy is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -97,7 +97,7 @@ class Worker:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
             self._process.wait()
-            self._process, self.copy, self._buffer = None, None, b""
+            self._process, self.copy, self._buffer = None, None, bytearray()
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The process, with a copy that serves."""
@@ -163,12 +163,17 @@ class Worker:
         return True
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        """The next line, or None when the deadline passes or the process ends first."""
+        """The next line, or None when the deadline passes, the process ends first or the line is too long."""
         assert process.stdout is not None
         pipe = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
+            searched = 0
+            while (end := self._buffer.find(b"\n", searched)) < 0:
+                searched = len(self._buffer)
+                if searched > LONGEST_REPLY_BYTES:
+                    self._buffer.clear()
+                    return None
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     return None
@@ -176,8 +181,20 @@ class Worker:
                 if not part:
                     return None
                 self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode(errors="replace")
+        line = self._buffer[:end].decode(errors="replace")
+        del self._buffer[: end + 1]
+        return line
+
+
+def _reply(line: str, number: int) -> Reply | None:
+    """The reply to request `number`; None for a line that is none, which only a user's function can write."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(reply, list) or len(reply) != 3 or reply[0] != number or not isinstance(reply[2], str):
+        return None
+    return Reply(reply[1], reply[2])
 
 
 class Pool:
