@@ -73,11 +73,14 @@ _RENAMED = (
     (re.compile(r"\\(?:colon|ratio)(?![A-Za-z])"), ":"),
     (re.compile(r"\\(?:var)(phi|theta|epsilon|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)|(?<=[0-9]) [xX] (?=[0-9])"), r"\\times "),
+    (re.compile(r"\{?([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\p?(?:b?mod|mod)\s*\{\s*([^{}]*?)\s*\}|\(\s*\\?b?mod\s+([^()]*?)\s*\)|\\[pb]?mod\s+([0-9A-Za-z]+)"), r"\\pmod{\1\2\3}"),
+    (re.compile(r"\\text\{\s*\}"), " "),
     (re.compile(r"\\tag\*?\{[^{}]*\}"), ""),
     (re.compile(r"\\(?:strut|nonumber|notag)(?![A-Za-z])"), ""),
 )  # fmt: skip
 _PREFACE = re.compile(
-    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|solution)(?:\s+is(?![A-Za-z])|\s*:|\s+is\s*:|\s*=)\s*(?=\S)",
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans|result|solution)(?:\s+is(?![A-Za-z])|\s*:|\s+is\s*:|\s*=)\s*(?=\S)",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")

@@ -5,17 +5,23 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import sympy
-from sympy import Expr, Integer, Rational, Symbol
+from sympy import Expr, Rational, Symbol
 from sympy.core.function import AppliedUndef
 
 from stages.rewards import answer_forms as forms
 from stages.rewards.answer_forms import Form
+from stages.rewards.answer_words import BARE_TEXT, words_key
 from stages.rewards.equality import equal, proportional
 from stages.rewards.formula import Uncommon, Unreadable, read_formula
 from stages.rewards.sets import INEQUALITIES, same_set, states_set
 from stages.rewards.units import dimension_of, singular
 
 _DECIMAL = re.compile(r"[+-]?\s*(?:[0-9][0-9,]*)?\.[0-9]+(?:[eE][+-]?[0-9]+|\s*\\(?:times|cdot)\s*10\s*\^.*)?")
+_NAME = re.compile(
+    r"[A-Za-z]+'*(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:\^\{-1\})?\([A-Za-z][A-Za-z0-9,;=<>|\\{}_ +-]*\)|[A-Z][a-z]*[\[(][^\[\]()]*[\])]"
+    r"|m?\s*\\(?:angle|triangle|overline)\s*\{?[A-Za-z]+\}?"
+)
+"""Names beside variables: `P(X=2)`, `a(n)`, `f^{-1}(x)`, `m\\angle A`."""
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 MOST_ITEMS = 64
 """Items of a list that are compared with each other in any order."""
@@ -27,6 +33,7 @@ def same_text(a: str, b: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
+    text = " ".join(BARE_TEXT.sub(r"\1", text).split()) if r"\text" in text else text
     return re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])|(?<=[0-9])\s+(?=[A-Za-z])", "", text)
 
 
@@ -52,7 +59,7 @@ def _single(form: Form) -> Form:
 
 
 def _words(a: Form, b: Form) -> bool:
-    keys = [forms.words_key(_written(form)) for form in (a, b)]
+    keys = [words_key(_written(form)) for form in (a, b)]
     return keys[0] == keys[1] != ""
 
 
@@ -176,16 +183,26 @@ def _ratios(a: Form, b: Form) -> bool:
     return all(p * values[1][0] == q * values[0][0] for p, q in pairs) and any(p != 0 for p, _ in pairs)  # type: ignore[operator]
 
 
+def _ratio(a: Form, b: Form) -> bool:
+    """A ratio of two beside their quotient."""
+    ratio, other = (a, b) if isinstance(a, forms.Ratio) else (b, a)
+    assert isinstance(ratio, forms.Ratio)
+    values = [_value(part) for part in (*ratio.parts, other)]
+    return len(values) == 3 and None not in values and values[1] != 0 and equal(values[0] / values[1], values[2])  # type: ignore[operator]
+
+
 def _bases(a: Form, b: Form) -> bool:
     assert isinstance(a, forms.Based) and isinstance(b, forms.Based)
     return int(a.digits, a.base) == int(b.digits, b.base)
 
 
 def _base(a: Form, b: Form) -> bool:
-    """A number with its base beside one without: the same digits, for the question says in which base to answer."""
+    """A number with its base beside one without: the same number, or the digits alone where the question says in which base."""
     based, other = (a, b) if isinstance(a, forms.Based) else (b, a)
     assert isinstance(based, forms.Based) and isinstance(other, forms.Formula)
-    return other.text.strip().upper().lstrip("0") == based.digits
+    if other.text.strip().upper().lstrip("0") == based.digits:
+        return True
+    return bool(_value(other) == int(based.digits, based.base))
 
 
 # --- lists, tuples, matrices ---
@@ -295,7 +312,7 @@ def _relations(a: Form, b: Form) -> bool:
 def _equations(a: tuple[Form, ...], b: tuple[Form, ...]) -> bool:
     """Chains of equations: the same name with the same value, the same sides, or equations with the same solutions."""
     for left, right in ((a, b), (a, b[::-1])):
-        if _is_name(left[0]) and _is_name(right[0]) and states_same(left[0], right[0]):
+        if _is_name(left[0]) and _is_name(right[0]) and _same_name(left[0], right[0]):
             return all(states_same(left[-1], side) for side in right[1:])
     if len(a) != 2 or len(b) != 2:
         return len(a) == len(b) and _in_order(a, b)
@@ -319,6 +336,25 @@ def _same_inequality(a: forms.Relation, b: forms.Relation) -> bool:
         return False
     sign = b.signs[0] if ratio.is_positive or b.signs[0] == "!=" else _FLIPPED[b.signs[0]]
     return a.signs[0] == sign
+
+
+def _relation_and_list(a: Form, b: Form) -> bool | None:
+    """`x \\in \\{1,2\\}` or `S = \\{1,2\\}` beside a list; an inequality beside several."""
+    relation, listed = (a, b) if isinstance(a, forms.Relation) else (b, a)
+    assert isinstance(relation, forms.Relation) and isinstance(listed, forms.Several)
+    if states_set(relation) or states_set(listed):
+        return same_set(a, b)
+    if (
+        len(relation.sides) != 2
+        or not _is_name(relation.sides[0])
+        or not isinstance(relation.sides[1], forms.Braces | forms.Several)
+    ):
+        return False
+    names = {item.sides[0] for item in listed.items if isinstance(item, forms.Relation)}
+    if names and names != {relation.sides[0]}:
+        return False
+    pair = (relation.sides[1], listed) if relation is a else (listed, relation.sides[1])
+    return states_same(*pair)
 
 
 def _named_value(a: Form, b: Form) -> bool | None:
@@ -349,24 +385,27 @@ def _stated_value(a: Form, b: Form) -> bool | None:
 
 
 def _is_name(form: Form) -> bool:
-    """Whether a side names a value: a variable, a value of a function, words, a tuple of variables."""
+    """Whether a side names a value: a variable, `f(x)`, `P(A)`, an angle or segment, words, a tuple of variables."""
     if isinstance(form, forms.Words):
         return True
     if isinstance(form, forms.Sequence):
         return all(_is_name(item) for item in form.items)
     if not isinstance(form, forms.Formula):
         return False
-    value = _value(form)
-    return isinstance(value, Symbol | AppliedUndef)
+    return _NAME.fullmatch(form.text) is not None or isinstance(_value(form), Symbol | AppliedUndef)
+
+
+def _same_name(a: Form, b: Form) -> bool:
+    return a == b or states_same(a, b)
 
 
 def _is_quantity_name(form: Form) -> bool:
-    """Whether a side is a quantity of several variables, such as `a+b`, `AB`, `P(A)` or `x^2+y^2`, or an absolute value."""
-    value = _value(form) if isinstance(form, forms.Formula) else None
-    if isinstance(form, forms.Formula) and re.fullmatch(
-        r"(?:m?\\angle|\\triangle)?\s*[A-Za-z]+'*\s*(?:\([A-Za-z, |\\]+\))?", form.text
-    ):
-        return len(form.text) > 1
+    """Whether a side is a quantity of several variables, such as `a+b`, `AB`, `x^2+y^2`, or an absolute value."""
+    if not isinstance(form, forms.Formula):
+        return False
+    if re.fullmatch(r"[A-Za-z]{2,}'*", form.text):
+        return True
+    value = _value(form)
     return value is not None and (len(value.free_symbols) > 1 or (isinstance(value, sympy.Abs) and bool(value.free_symbols)))
 
 
@@ -425,11 +464,15 @@ _RULES: tuple[tuple[type, type, _Compare], ...] = (
     (forms.Clock, _ANY, _clock),
     (_ANY, forms.Clock, _clock),
     (forms.Relation, forms.Relation, _relations),
-    (forms.Relation, _ANY, lambda a, b: None if isinstance(b, forms.Several) else _named_value(a, b)),
-    (_ANY, forms.Relation, lambda a, b: None if isinstance(a, forms.Several) else _stated_value(a, b)),
+    (forms.Relation, forms.Several, _relation_and_list),
+    (forms.Several, forms.Relation, _relation_and_list),
+    (forms.Relation, _ANY, _named_value),
+    (_ANY, forms.Relation, _stated_value),
     (forms.Words, _ANY, _words),
     (_ANY, forms.Words, _words),
     (forms.Ratio, forms.Ratio, _ratios),
+    (forms.Ratio, forms.Formula, _ratio),
+    (forms.Formula, forms.Ratio, _ratio),
     (forms.Based, forms.Based, _bases),
     (forms.Based, forms.Formula, _base),
     (forms.Formula, forms.Based, _base),
@@ -443,4 +486,3 @@ _RULES: tuple[tuple[type, type, _Compare], ...] = (
     (_LISTED | forms.Formula, forms.Braces, _as_sets),  # type: ignore[arg-type]
     (_ANY, _ANY, lambda a, b: same_set(a, b) if states_set(a) or states_set(b) else None),
 )
-_ = Integer

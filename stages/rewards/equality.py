@@ -35,6 +35,7 @@ def equal(a: Expr, b: Expr, *, a_decimal: bool = False, b_decimal: bool = False)
         b: The other one.
         a_decimal: Whether `a` was written as a decimal with a point, which may stand for an irrational.
         b_decimal: The same of `b`.
+
     """
     if a == b:
         return True
@@ -94,9 +95,6 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
         names = {value: sympy.Symbol(f"value{n}") for n, value in enumerate(applied)}
         return equal(a.xreplace(names), b.xreplace(names))
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
-    if not a.free_symbols or not b.free_symbols:
-        # A constant is equal to a function only where that does not depend on its variables.
-        pass
     real = complex_points = 0
     for row in (*_POINTS, *_WHOLE):
         values = {
@@ -111,14 +109,20 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
             <= _POINT_AGREE * sympy.Max(abs(left), abs(right), Rational(1, 10**30)).evalf(_POINT_DIGITS)
         )
         if left.is_real and right.is_real:
-            if not same:
+            if same:
+                real += 1
+            elif not (_leaves_reals(a, values) or _leaves_reals(b, values)):
                 return False
-            real += 1
         elif same:
             complex_points += 1
         elif a.has(sympy.I) or b.has(sympy.I):
             return False
     return real >= ENOUGH_POINTS or complex_points >= ENOUGH_POINTS
+
+
+def _leaves_reals(expression: Expr, values: dict[Expr, Expr]) -> bool:
+    """Whether a root or logarithm within a real value is none: `\\sqrt{x}\\sqrt{y}` at negative x and y."""
+    return any(part.subs(values).evalf(15).is_real is False for part in expression.atoms(sympy.Pow, sympy.log))
 
 
 def _finite(value: Expr) -> bool:

@@ -1,6 +1,6 @@
 r"""Whether an answer states what the reference states; runs in a worker process, without a limit of its own.
 
-The two texts are written in one notation (answer_text.py), their forms are found (answer_forms.py), and the forms are compared
+The two texts are written in one notation (answer_text.py), their forms are found (form_reader.py), and the forms are compared
 part by part; formulas by exact algebra (formula.py, equality.py), sets as sets (sets.py). What only a larger grammar reads (sums,
 integrals, limits) is read by math-verify.
 
@@ -10,7 +10,7 @@ integrals, limits) is read by math-verify.
 
 from stages.rewards.answer_text import plain_text
 from stages.rewards.comparison import same_text, states_same
-from stages.rewards.answer_forms import read_form
+from stages.rewards.form_reader import read_form
 
 _WARMING = (
     r"\frac{1}{2}",

@@ -18,7 +18,7 @@ from sympy import Expr, Integer, Rational, Symbol
 from stages.rewards.answer_text import closing
 
 _NUMBER = re.compile(
-    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?P<decimals>\.[0-9]*(?!\.))?|(?P<bare>\.[0-9]+))"
+    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?P<decimals>\.[0-9]*(?!\.))?|(?P<bare>\.[0-9]+))"
     r"(?:\\(?:overline|bar|dot)\{(?P<period>[0-9]+)\}|(?P<dots>\s*\\ldots))?"
     r"(?:[eE](?P<exponent>[+-]?[0-9]{1,4})(?![0-9A-Za-z^{(.]))?"
 )
@@ -45,10 +45,64 @@ _INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan, "cot": sym
 _SEVERAL: dict[str, Function] = {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
 _LOGARITHMS = {"log", "lg"}
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar aleph".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+        "aleph",
+    ]
 )
-_UNCOMMON = frozenset("sum int iint iiint oint prod lim limsup liminf sup inf partial nabla det operatorname".split())
+_UNCOMMON = frozenset(
+    [
+        "sum",
+        "int",
+        "iint",
+        "iiint",
+        "oint",
+        "prod",
+        "lim",
+        "limsup",
+        "liminf",
+        "sup",
+        "inf",
+        "partial",
+        "nabla",
+        "det",
+        "operatorname",
+    ]
+)
 _NAMED = frozenset(["pi", "infinity", "infty", "sqrt", "cbrt", "abs", *FUNCTIONS, *_LOGARITHMS, *_SEVERAL, *_GREEK]) - {
     "exp"
 } | {"exp"}
@@ -72,6 +126,7 @@ def read_formula(text: str) -> Expr:
 
     Raises:
         Unreadable: It is no formula; `Uncommon` when math-verify may still read it.
+
     """
     reader = _Reader(text)
     try:
@@ -417,7 +472,7 @@ class _Reader:
 
     def starts_function(self) -> bool:
         match = re.compile(r"\\?([A-Za-z]+)").match(self.text, self.position)
-        return match is not None and (match[1] in FUNCTIONS or match[1] in _LOGARITHMS) or self.peek() in ("(", "[")
+        return (match is not None and (match[1] in FUNCTIONS or match[1] in _LOGARITHMS)) or self.peek() in ("(", "[")
 
     def symbol(self, name: str) -> Expr:
         """A variable with its subscript and primes; `e` and `i` alone are the constants, `f(x)` is a value of a function."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from stages.rewards import answer_forms as forms
 from stages.rewards.answer_text import plain_text
+from stages.rewards.form_reader import read_form
 
 LONGEST = 100
 """Characters of an answer that may still be a number; a longer text is not one, and costs no time."""
@@ -65,7 +66,7 @@ def parse_amount(text: str) -> Amount | None:
         return None
     if _PLAIN.fullmatch(text) is not None:
         return Amount(Fraction(text.replace(",", "").rstrip(".")), "")
-    form = forms.read_form(plain_text(text))
+    form = read_form(plain_text(text))
     if isinstance(form, forms.Clock) and form.half and not any(form.parts[1:]):
         return Amount(Fraction(form.parts[0]), form.half)
     unit = ""

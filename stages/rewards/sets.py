@@ -59,6 +59,7 @@ def to_set(form: forms.Form) -> Set:
 
     Raises:
         NoSet: It writes none.
+
     """
     if isinstance(form, forms.NamedSet):
         return sympy.S.EmptySet if form.name == "empty" else _NAMED[form.name]
