@@ -80,7 +80,7 @@ _RENAMED = (
     (re.compile(r"\\(?:strut|nonumber|notag)(?![A-Za-z])"), ""),
 )  # fmt: skip
 _PREFACE = re.compile(
-    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans|result|solution)(?:\s+is(?![A-Za-z])|\s*:|\s+is\s*:|\s*=)\s*(?=\S)",
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans|result|solution)(?:\s+is\s*:|\s+is(?![A-Za-z])|\s*:|\s*=)\s*(?=\S)",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")

@@ -2,21 +2,30 @@
 
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 import sympy
-from sympy import Expr, Rational, Symbol
+from sympy import Symbol
 from sympy.core.function import AppliedUndef
 
 from stages.rewards import answer_forms as forms
+from stages.rewards.amount_comparison import (
+    based_and_plain,
+    clock_and_other,
+    ratio_and_quotient,
+    same_amount,
+    same_based,
+    same_choice,
+    same_clocks,
+    same_quantities,
+    same_ratios,
+    same_words,
+)
 from stages.rewards.answer_forms import Form
-from stages.rewards.answer_words import BARE_TEXT, words_key
-from stages.rewards.equality import equal, proportional
-from stages.rewards.formula import Uncommon, Unreadable, read_formula
+from stages.rewards.answer_words import BARE_TEXT
+from stages.rewards.equality import proportional
+from stages.rewards.formula_values import same_formula, value_of
 from stages.rewards.sets import INEQUALITIES, same_set, states_set
-from stages.rewards.units import dimension_of, singular
 
-_DECIMAL = re.compile(r"[+-]?\s*(?:[0-9][0-9,]*)?\.[0-9]+(?:[eE][+-]?[0-9]+|\s*\\(?:times|cdot)\s*10\s*\^.*)?")
 _NAME = re.compile(
     r"[A-Za-z]+'*(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:\^\{-1\})?\([A-Za-z][A-Za-z0-9,;=<>|\\{}_ +-]*\)|[A-Z][a-z]*[\[(][^\[\]()]*[\])]"
     r"|m?\s*\\(?:angle|triangle|overline)\s*\{?[A-Za-z]+\}?"
@@ -53,156 +62,6 @@ def _single(form: Form) -> Form:
     while isinstance(form, forms.Several) and len(form.items) == 1:
         form = form.items[0]
     return form
-
-
-# --- words and choices ---
-
-
-def _words(a: Form, b: Form) -> bool:
-    keys = [words_key(_written(form)) for form in (a, b)]
-    return keys[0] == keys[1] != ""
-
-
-def _written(form: Form) -> str:
-    if isinstance(form, forms.Words | forms.Formula):
-        return form.text if isinstance(form, forms.Words) or not re.search(r"[^A-Za-z\s]", form.text) else ""
-    if isinstance(form, forms.Quantity) and isinstance(form.amount, forms.Formula):
-        return f"{form.amount.text} {form.unit}"
-    return ""
-
-
-def _choice(a: Form, b: Form) -> bool | None:
-    letters = [form.letter if isinstance(form, forms.Choice) else _letter(form) for form in (a, b)]
-    contents = [form.content if isinstance(form, forms.Choice) else None for form in (a, b)]
-    if letters[0] and letters[1]:
-        same = letters[0] == letters[1]
-        return same and (None in contents or states_same(contents[0], contents[1]))  # type: ignore[arg-type]
-    for content, other in ((contents[0], b), (contents[1], a)):
-        if content is not None:
-            return states_same(content, other)
-    return False
-
-
-def _letter(form: Form) -> str:
-    if isinstance(form, forms.Formula) and (match := re.fullmatch(r"\(?([A-Za-z])\)?", form.text)):
-        return match[1].upper()
-    return ""
-
-
-# --- quantities, times, ratios, bases ---
-
-
-def _quantities(a: Form, b: Form) -> bool | None:
-    assert isinstance(a, forms.Quantity) and isinstance(b, forms.Quantity)
-    if a.unit == b.unit:
-        return states_same(a.amount, b.amount)
-    if a.unit.startswith("deg") and b.unit.startswith("deg"):
-        return "deg" in (a.unit, b.unit) and states_same(a.amount, b.amount)
-    sizes = [dimension_of(form.unit) for form in (a, b)]
-    if sizes[0] is not None and sizes[1] is not None:
-        if sizes[0][0] != sizes[1][0]:
-            return False
-        return _same_value(a.amount, b.amount, sizes[0][1], sizes[1][1])
-    if "%" in (a.unit, b.unit):
-        return _same_words(a.unit.replace("%", ""), b.unit.replace("%", "")) and states_same(a.amount, b.amount)
-    return _same_words(a.unit, b.unit) and states_same(a.amount, b.amount)
-
-
-def _same_words(a: str, b: str) -> bool:
-    """Whether one unit says what the other says and perhaps more: `hours` and `hours later`."""
-    words = [
-        {singular(word) for word in re.findall(r"[A-Za-z]+|[0-9]+", unit)} - {"per", "a", "an", "the", "of"} for unit in (a, b)
-    ]
-    return words[0] <= words[1] or words[1] <= words[0]
-
-
-def _quantity(a: Form, b: Form) -> bool | None:
-    """A quantity beside something without a unit."""
-    if isinstance(a, forms.Quantity):
-        amount, unit, other = a.amount, a.unit, b
-    else:
-        assert isinstance(b, forms.Quantity)
-        amount, unit, other = b.amount, b.unit, a
-    if isinstance(other, forms.Words):
-        return _words(a, b)
-    if isinstance(other, forms.Relation | forms.Several | forms.Braces):
-        return None
-    pair = (amount, other) if isinstance(a, forms.Quantity) else (other, amount)
-    if states_same(*pair):
-        return True
-    if unit == "%":
-        return _same_value(amount, other, Fraction(1, 100), Fraction(1))
-    if unit == "deg":
-        values = _value(amount), _value(other)
-        radians = values[1] is not None and not values[1].is_Rational
-        return radians and values[0] is not None and equal(values[0] * sympy.pi / 180, values[1])
-    return False
-
-
-def _same_value(a: Form, b: Form, a_size: Fraction, b_size: Fraction) -> bool:
-    values = _value(a), _value(b)
-    if values[0] is None or values[1] is None:
-        return False
-    left, right = (
-        v * Rational(s.numerator, s.denominator) for v, s in zip(values, (a_size, b_size), strict=True) if v is not None
-    )
-    return equal(left, right, a_decimal=_is_decimal(a), b_decimal=_is_decimal(b))
-
-
-def _clocks(a: Form, b: Form) -> bool:
-    assert isinstance(a, forms.Clock) and isinstance(b, forms.Clock)
-    if a.half and b.half:
-        return _of_day(a) == _of_day(b)
-    if a.half or b.half:  # 5 p.m. is 17:00, and 5:00 where nothing says which
-        return a.parts == b.parts or _of_day(a) == _of_day(b)
-    return a.parts == b.parts
-
-
-def _of_day(clock: forms.Clock) -> tuple[int, ...]:
-    hour = clock.parts[0] % 12 + 12 * (clock.half == "pm") if clock.half else clock.parts[0]
-    return (hour, *clock.parts[1:])
-
-
-def _clock(a: Form, b: Form) -> bool | None:
-    clock, other = (a, b) if isinstance(a, forms.Clock) else (b, a)
-    assert isinstance(clock, forms.Clock)
-    if isinstance(other, forms.Ratio):
-        values = [_value(part) for part in other.parts]
-        return len(values) == len(clock.parts) and all(v == p for v, p in zip(values, clock.parts, strict=True))
-    if isinstance(other, forms.Formula) and clock.half and not any(clock.parts[1:]):
-        return _value(other) == clock.parts[0]
-    return None if isinstance(other, forms.Relation | forms.Several) else False
-
-
-def _ratios(a: Form, b: Form) -> bool:
-    assert isinstance(a, forms.Ratio) and isinstance(b, forms.Ratio)
-    values = [[_value(part) for part in form.parts] for form in (a, b)]
-    if len(values[0]) != len(values[1]) or None in values[0] or None in values[1]:
-        return False
-    pairs = list(zip(values[0], values[1], strict=True))
-    return all(p * values[1][0] == q * values[0][0] for p, q in pairs) and any(p != 0 for p, _ in pairs)  # type: ignore[operator]
-
-
-def _ratio(a: Form, b: Form) -> bool:
-    """A ratio of two beside their quotient."""
-    ratio, other = (a, b) if isinstance(a, forms.Ratio) else (b, a)
-    assert isinstance(ratio, forms.Ratio)
-    values = [_value(part) for part in (*ratio.parts, other)]
-    return len(values) == 3 and None not in values and values[1] != 0 and equal(values[0] / values[1], values[2])  # type: ignore[operator]
-
-
-def _bases(a: Form, b: Form) -> bool:
-    assert isinstance(a, forms.Based) and isinstance(b, forms.Based)
-    return int(a.digits, a.base) == int(b.digits, b.base)
-
-
-def _base(a: Form, b: Form) -> bool:
-    """A number with its base beside one without: the same number, or the digits alone where the question says in which base."""
-    based, other = (a, b) if isinstance(a, forms.Based) else (b, a)
-    assert isinstance(based, forms.Based) and isinstance(other, forms.Formula)
-    if other.text.strip().upper().lstrip("0") == based.digits:
-        return True
-    return bool(_value(other) == int(based.digits, based.base))
 
 
 # --- lists, tuples, matrices ---
@@ -318,7 +177,7 @@ def _equations(a: tuple[Form, ...], b: tuple[Form, ...]) -> bool:
         return len(a) == len(b) and _in_order(a, b)
     if _in_order(a, b) or _in_order(a, b[::-1]):
         return True
-    values = [_value(side) for side in (*a, *b)]
+    values = [value_of(side) for side in (*a, *b)]
     if None in values:
         return False
     left, right = values[0] - values[1], values[2] - values[3]  # type: ignore[operator]
@@ -328,7 +187,7 @@ def _equations(a: tuple[Form, ...], b: tuple[Form, ...]) -> bool:
 
 
 def _same_inequality(a: forms.Relation, b: forms.Relation) -> bool:
-    values = [_value(side) for side in (*a.sides, *b.sides)]
+    values = [value_of(side) for side in (*a.sides, *b.sides)]
     if None in values:
         return False
     ratio = proportional(values[0] - values[1], values[2] - values[3])  # type: ignore[operator]
@@ -392,7 +251,7 @@ def _is_name(form: Form) -> bool:
         return all(_is_name(item) for item in form.items)
     if not isinstance(form, forms.Formula):
         return False
-    return _NAME.fullmatch(form.text) is not None or isinstance(_value(form), Symbol | AppliedUndef)
+    return _NAME.fullmatch(form.text) is not None or isinstance(value_of(form), Symbol | AppliedUndef)
 
 
 def _same_name(a: Form, b: Form) -> bool:
@@ -405,77 +264,36 @@ def _is_quantity_name(form: Form) -> bool:
         return False
     if re.fullmatch(r"[A-Za-z]{2,}'*", form.text):
         return True
-    value = _value(form)
+    value = value_of(form)
     return value is not None and (len(value.free_symbols) > 1 or (isinstance(value, sympy.Abs) and bool(value.free_symbols)))
-
-
-# --- formulas ---
-
-
-def _formulas(a: Form, b: Form) -> bool:
-    assert isinstance(a, forms.Formula) and isinstance(b, forms.Formula)
-    values = _value(a), _value(b)
-    if values[0] is None or values[1] is None:
-        return False
-    return equal(values[0], values[1], a_decimal=_is_decimal(a), b_decimal=_is_decimal(b))
-
-
-def _is_decimal(form: Form) -> bool:
-    return isinstance(form, forms.Formula) and _DECIMAL.fullmatch(form.text) is not None
-
-
-def _value(form: Form) -> Expr | None:
-    """The value of a formula, or None when it has none."""
-    if isinstance(form, forms.Quantity):
-        return _value(form.amount)
-    if not isinstance(form, forms.Formula):
-        return None
-    try:
-        return read_formula(form.text)
-    except Uncommon:
-        return _read_by_math_verify(form.text)
-    except Unreadable:
-        return None
-
-
-def _read_by_math_verify(text: str) -> Expr | None:
-    from math_verify import parse
-
-    parsed = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-    if not parsed or not isinstance(parsed[0], Expr):
-        return None
-    value = parsed[0].doit()
-    value = value.replace(lambda part: part.is_Float, lambda part: sympy.nsimplify(part, rational=True))
-    value = value.xreplace({Symbol("i"): sympy.I})
-    return None if value.has(sympy.nan, sympy.zoo) or not isinstance(value, Expr) else value
 
 
 _ANY = object
 _Compare = Callable[[Form, Form], bool | None]
 _LISTED = forms.Several | forms.Braces
 _RULES: tuple[tuple[type, type, _Compare], ...] = (
-    (forms.Choice, _ANY, _choice),
-    (_ANY, forms.Choice, _choice),
-    (forms.Formula, forms.Formula, _formulas),
-    (forms.Quantity, forms.Quantity, _quantities),
-    (forms.Quantity, _ANY, _quantity),
-    (_ANY, forms.Quantity, _quantity),
-    (forms.Clock, forms.Clock, _clocks),
-    (forms.Clock, _ANY, _clock),
-    (_ANY, forms.Clock, _clock),
+    (forms.Choice, _ANY, lambda a, b: same_choice(a, b, states_same)),
+    (_ANY, forms.Choice, lambda a, b: same_choice(a, b, states_same)),
+    (forms.Formula, forms.Formula, same_formula),
+    (forms.Quantity, forms.Quantity, lambda a, b: same_quantities(a, b, states_same)),
+    (forms.Quantity, _ANY, lambda a, b: same_amount(a, b, states_same)),
+    (_ANY, forms.Quantity, lambda a, b: same_amount(a, b, states_same)),
+    (forms.Clock, forms.Clock, same_clocks),
+    (forms.Clock, _ANY, clock_and_other),
+    (_ANY, forms.Clock, clock_and_other),
     (forms.Relation, forms.Relation, _relations),
     (forms.Relation, forms.Several, _relation_and_list),
     (forms.Several, forms.Relation, _relation_and_list),
     (forms.Relation, _ANY, _named_value),
     (_ANY, forms.Relation, _stated_value),
-    (forms.Words, _ANY, _words),
-    (_ANY, forms.Words, _words),
-    (forms.Ratio, forms.Ratio, _ratios),
-    (forms.Ratio, forms.Formula, _ratio),
-    (forms.Formula, forms.Ratio, _ratio),
-    (forms.Based, forms.Based, _bases),
-    (forms.Based, forms.Formula, _base),
-    (forms.Formula, forms.Based, _base),
+    (forms.Words, _ANY, same_words),
+    (_ANY, forms.Words, same_words),
+    (forms.Ratio, forms.Ratio, same_ratios),
+    (forms.Ratio, forms.Formula, ratio_and_quotient),
+    (forms.Formula, forms.Ratio, ratio_and_quotient),
+    (forms.Based, forms.Based, same_based),
+    (forms.Based, forms.Formula, based_and_plain),
+    (forms.Formula, forms.Based, based_and_plain),
     (forms.Several, forms.Several, _lists),
     (forms.Sequence, forms.Sequence, _tuples),
     (forms.Sequence, forms.Several, _tuple_and_list),

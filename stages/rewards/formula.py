@@ -9,13 +9,12 @@ to math-verify. Runs in a worker process, because evaluating an expression can t
 """
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
 from stages.rewards.answer_text import closing
+from stages.rewards.formula_names import FUNCTIONS, GREEK, INVERSES, LOGARITHMS, NAMED, SEVERAL, UNCOMMON
 
 _NUMBER = re.compile(
     r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?P<decimals>\.[0-9]*(?!\.))?|(?P<bare>\.[0-9]+))"
@@ -33,79 +32,6 @@ _QUOTIENT = re.compile(r"/|\\div(?![A-Za-z])|:(?=\s*[0-9])(?!.)")
 _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 _PRIMES = re.compile(r"'+|\^\s*\{?\s*(?:\\prime\s*)+\}?")
 
-Function = Callable[..., Any]
-FUNCTIONS: dict[str, Function] = {
-    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
-    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "arccot": sympy.acot, "arcsec": sympy.asec, "arccsc": sympy.acsc,
-    "asin": sympy.asin, "acos": sympy.acos, "atan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh, "tanh": sympy.tanh,
-    "coth": sympy.coth, "sech": sympy.sech, "csch": sympy.csch, "arcsinh": sympy.asinh, "arccosh": sympy.acosh, "arctanh": sympy.atanh,
-    "arsinh": sympy.asinh, "arcosh": sympy.acosh, "artanh": sympy.atanh, "ln": sympy.log, "exp": sympy.exp,
-}  # fmt: skip
-_INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan, "cot": sympy.acot, "sec": sympy.asec, "csc": sympy.acsc, "sinh": sympy.asinh, "cosh": sympy.acosh, "tanh": sympy.atanh}  # fmt: skip
-_SEVERAL: dict[str, Function] = {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
-_LOGARITHMS = {"log", "lg"}
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-        "hbar",
-        "aleph",
-    ]
-)
-_UNCOMMON = frozenset(
-    [
-        "sum",
-        "int",
-        "iint",
-        "iiint",
-        "oint",
-        "prod",
-        "lim",
-        "limsup",
-        "liminf",
-        "sup",
-        "inf",
-        "partial",
-        "nabla",
-        "det",
-        "operatorname",
-    ]
-)
-_NAMED = frozenset(["pi", "infinity", "infty", "sqrt", "cbrt", "abs", *FUNCTIONS, *_LOGARITHMS, *_SEVERAL, *_GREEK]) - {
-    "exp"
-} | {"exp"}
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 LARGEST_FACTORIAL = 2000
 
@@ -330,8 +256,8 @@ class _Reader:
         """Letters: the name of a function or constant, else the first of them as a symbol."""
         match = _WORD.match(self.text, self.position)
         letters = match[0] if match else ""
-        name = next((letters[:n] for n in range(len(letters), 1, -1) if letters[:n] in _NAMED), None)
-        if name is not None and (name == letters or name not in _GREEK):
+        name = next((letters[:n] for n in range(len(letters), 1, -1) if letters[:n] in NAMED), None)
+        if name is not None and (name == letters or name not in GREEK):
             self.position += len(name)
             return self.named(name)
         self.position += 1
@@ -340,7 +266,7 @@ class _Reader:
     def command(self) -> Expr:
         match = _COMMAND.match(self.text, self.position)
         name = match[0][1:] if match else ""
-        if name in _UNCOMMON:
+        if name in UNCOMMON:
             raise Uncommon(name)
         self.position += len(name) + 1
         if name == "frac":
@@ -397,13 +323,13 @@ class _Reader:
             return self.root(3 if name == "cbrt" else 2)
         if name == "abs":
             return sympy.Abs(self.group())
-        if name in _SEVERAL:
+        if name in SEVERAL:
             return self.several(name)
-        if name in _LOGARITHMS:
+        if name in LOGARITHMS:
             return self.logarithm()
         if name in FUNCTIONS:
             return self.applied(name)
-        if name in _GREEK:
+        if name in GREEK:
             return self.symbol(name)
         raise Uncommon(name)
 
@@ -436,7 +362,7 @@ class _Reader:
         while self.passed(","):
             values.append(self.sum())
         self.expect(right)
-        return _SEVERAL[name](*values)
+        return SEVERAL[name](*values)
 
     def logarithm(self) -> Expr:
         base: Expr = Integer(10)
@@ -453,8 +379,8 @@ class _Reader:
         exponent: Expr = Integer(1)
         if self.peek() == "^" and self.passed("^"):
             exponent = self.exponent()
-            if exponent == -1 and name in _INVERSES:
-                function, exponent = _INVERSES[name], Integer(1)
+            if exponent == -1 and name in INVERSES:
+                function, exponent = INVERSES[name], Integer(1)
         value = function(self.operand())
         return value**exponent
 
@@ -472,7 +398,7 @@ class _Reader:
 
     def starts_function(self) -> bool:
         match = re.compile(r"\\?([A-Za-z]+)").match(self.text, self.position)
-        return (match is not None and (match[1] in FUNCTIONS or match[1] in _LOGARITHMS)) or self.peek() in ("(", "[")
+        return (match is not None and (match[1] in FUNCTIONS or match[1] in LOGARITHMS)) or self.peek() in ("(", "[")
 
     def symbol(self, name: str) -> Expr:
         """A variable with its subscript and primes; `e` and `i` alone are the constants, `f(x)` is a value of a function."""
