@@ -18,6 +18,7 @@ Same = Callable[[Form, Form], bool]
 
 
 def same_words(a: Form, b: Form) -> bool:
+    """Whether two forms say the same in words."""
     keys = [words_key(_written(form)) for form in (a, b)]
     return keys[0] == keys[1] != ""
 
@@ -31,6 +32,7 @@ def _written(form: Form) -> str:
 
 
 def same_choice(a: Form, b: Form, same: Same) -> bool | None:
+    """Compare a letter of multiple choice with another one, with a letter alone or with what it stands for."""
     letters = [form.letter if isinstance(form, forms.Choice) else _letter(form) for form in (a, b)]
     contents = [form.content if isinstance(form, forms.Choice) else None for form in (a, b)]
     if letters[0] and letters[1]:
@@ -48,6 +50,7 @@ def _letter(form: Form) -> str:
 
 
 def same_quantities(a: Form, b: Form, same: Same) -> bool | None:
+    """Compare two amounts with units: in the base unit where both are known, else by the words of the units."""
     assert isinstance(a, forms.Quantity) and isinstance(b, forms.Quantity)
     if a.unit == b.unit:
         return same(a.amount, b.amount)
@@ -95,6 +98,7 @@ def same_amount(a: Form, b: Form, same: Same) -> bool | None:
 
 
 def same_clocks(a: Form, b: Form) -> bool:
+    """Whether two times of day are the same; without `a.m.` or `p.m.` a time may be either."""
     assert isinstance(a, forms.Clock) and isinstance(b, forms.Clock)
     if a.half and b.half:
         return _of_day(a) == _of_day(b)
@@ -109,6 +113,7 @@ def _of_day(clock: forms.Clock) -> tuple[int, ...]:
 
 
 def clock_and_other(a: Form, b: Form) -> bool | None:
+    """Compare a time with a ratio written with the same sign, or with a full hour alone."""
     clock, other = (a, b) if isinstance(a, forms.Clock) else (b, a)
     assert isinstance(clock, forms.Clock)
     if isinstance(other, forms.Ratio):
@@ -120,6 +125,7 @@ def clock_and_other(a: Form, b: Form) -> bool | None:
 
 
 def same_ratios(a: Form, b: Form) -> bool:
+    """Whether two ratios are proportional."""
     assert isinstance(a, forms.Ratio) and isinstance(b, forms.Ratio)
     values = [[value_of(part) for part in form.parts] for form in (a, b)]
     if len(values[0]) != len(values[1]) or None in values[0] or None in values[1]:
@@ -137,6 +143,7 @@ def ratio_and_quotient(a: Form, b: Form) -> bool:
 
 
 def same_based(a: Form, b: Form) -> bool:
+    """Whether two numbers with their bases are equal."""
     assert isinstance(a, forms.Based) and isinstance(b, forms.Based)
     return int(a.digits, a.base) == int(b.digits, b.base)
 

@@ -7,18 +7,26 @@ from stages.rewards.answer_forms import Based, Clock, Form, Formula, Quantity, R
 from stages.rewards.answer_words import BARE_TEXT, MATH_WORDS
 from stages.rewards.units import ABBREVIATIONS, CURRENCIES, SCALES, UNITS, Dimension, dimension_of, singular
 
-_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:\\text\{\s*)?(?:([aApP])\.?\s?[mM]\.?)?\s*\}?|([0-9]{1,2})\s*(?:\\text\{\s*)?([aApP])\.?\s?[mM]\.?\s*\}?")  # fmt: skip
+_CLOCK = re.compile(
+    r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:\\text\{\s*)?(?:([aApP])\.?\s?[mM]\.?)?\s*\}?"
+    r"|([0-9]{1,2})\s*(?:\\text\{\s*)?([aApP])\.?\s?[mM]\.?\s*\}?"
+)
 _BASED = re.compile(r"([0-9A-Za-z]+)_(?:\{\s*([0-9]{1,2}|\\text\{[a-z]+\})\s*\}|([0-9]))")
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "twelve": 12, "sixteen": 16}  # fmt: skip
 _AMOUNT_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
 _COMPOUND = re.compile(rf"{_AMOUNT_AND_UNIT.pattern}(?:\s*,?\s*(?:and\s+)?{_AMOUNT_AND_UNIT.pattern}){{1,3}}")
 _BASE_UNITS: dict[Dimension, str] = {((dimension, 1),): unit for unit, (dimension, size) in UNITS.items() if size == 1}
+_DEGREES = re.compile(
+    r"([^A-Za-z]*?|.*[0-9})])\s*(?:\^?\s*\\circ|(?<![A-Za-z])degrees?|\\text\{\s*degrees?\s*\})\s*([CF]|\\text\{[CF]\})?"
+)
 _CURRENCY = re.compile("|".join(re.escape(name) for name in sorted(CURRENCIES, key=len, reverse=True)))
 _UNIT_WORD = r"(?:[A-Za-zμΩ¢]+\.?(?:\s*\^\s*\{?\s*-?[1-9]\s*\}?)?)"
 _UNIT = re.compile(rf"{_UNIT_WORD}(?:\s*[/*\s-]\s*{_UNIT_WORD})*")
 
 
 def clock_in(text: str, read: Read) -> Form | None:  # noqa: ARG001 - as the other readers
+    """Read a time of day."""
     match = _CLOCK.fullmatch(text)
     if match is None:
         return None
@@ -31,6 +39,7 @@ def clock_in(text: str, read: Read) -> Form | None:  # noqa: ARG001 - as the oth
 
 
 def based_in(text: str, read: Read) -> Form | None:  # noqa: ARG001 - as the other readers
+    """Read a number with its base; None where a digit is too large for it."""
     match = _BASED.fullmatch(text.replace(r"_\text", r"_{\text").replace("}", "}}") if r"_\text" in text else text)
     if match is None or not match[1][:1].isalnum() or (match[1].isalpha() and len(match[1]) == 1):
         return None
@@ -52,11 +61,16 @@ def quantity_in(text: str, read: Read) -> Form | None:
         match := re.fullmatch(r"(.*?[^\\\s])\s*(?:\\?%|\\text\{\s*(?:percent|\\?%)\s*\}|(?<![A-Za-z])percent)", text)
     ) is not None:
         return Quantity(read(match[1]), "%")
-    if (match := re.fullmatch(r"([^A-Za-z]*?|.*[0-9})])\s*(?:\^?\s*\\circ|(?<![A-Za-z])degrees?|\\text\{\s*degrees?\s*\})\s*([CF]|\\text\{[CF]\})?", text)) is not None and match[1].strip():  # fmt: skip
-        if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1]):
-            return Quantity(read(match[1]), "deg" + (match[2] or "").strip("\\tex{}"))
+    match = _DEGREES.fullmatch(text)
+    if match is not None and match[1].strip() and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1]):
+        return Quantity(read(match[1]), "deg" + (match[2] or "").strip("\\tex{}"))
     plain = BARE_TEXT.sub(r" \1 ", text).strip() if r"\text" in text else text
-    amount = re.match(r"[+-]?\s*(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:\s*(?:[0-9]+/[0-9]+|/\s*[0-9]+|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt\s*\{[^{}]*\}|\\pi(?![A-Za-z])|\\(?:times|cdot)\s*10\s*\^\s*\{?-?[0-9]+\}?))*", plain)  # fmt: skip
+    amount = re.match(
+        r"[+-]?\s*(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[0-9][0-9,]*(?:\.[0-9]+)?"
+        r"|\.[0-9]+)(?:\s*(?:[0-9]+/[0-9]+|/\s*[0-9]+|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt\s*\{[^{}]*\}"
+        r"|\\pi(?![A-Za-z])|\\(?:times|cdot)\s*10\s*\^\s*\{?-?[0-9]+\}?))*",
+        plain,
+    )
     if amount is None or not (unit := plain[amount.end() :].strip()):
         return None
     spaced = plain[amount.end() : amount.end() + 1].isspace()
@@ -71,9 +85,11 @@ def quantity_in(text: str, read: Read) -> Form | None:
     words = [word for word in re.split(r"[^A-Za-zμΩ¢]+", unit) if word]
     if any(word in MATH_WORDS for word in words) or not words:
         return None
-    known = all(word in UNITS or singular(word) in UNITS or word.casefold() in UNITS for word in words if word not in ("per", "square", "cubic", "sq", "cu"))  # fmt: skip
-    marked = r"\text" in text
-    if marked or (spaced and max(map(len, words)) > 2) or (known and (spaced or (unit.split("^")[0].split("/")[0].strip() in ABBREVIATIONS and (len(unit) > 1)))):  # fmt: skip
+    powers = ("per", "square", "cubic", "sq", "cu")
+    known = all({word, singular(word), word.casefold()} & UNITS.keys() for word in words if word not in powers)
+    # `5km/h` is an amount, `5m` may be a product.
+    attached = len(unit) > 1 and re.split(r"[\^/]", unit)[0].strip() in ABBREVIATIONS
+    if r"\text" in text or (spaced and max(map(len, words)) > 2) or (known and (spaced or attached)):
         return Quantity(read(amount[0]), unit)
     return None
 

@@ -37,7 +37,10 @@ _RAISED = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, "0123456789+-()ni" * 2)
 _SUPERSCRIPT, _SUBSCRIPT = re.compile(f"[{_SUPERSCRIPTS}]+"), re.compile(f"[{_SUBSCRIPTS}]+")
 
 _EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*|__)(?=[^\s*_])(.+?)(?<=[^\s])\1(?![\w(*])")
-_WRAPPED = (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("'", "'"))  # fmt: skip
+_WRAPPED = (
+    ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("$$", "$$"), ("$", "$"),
+    (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"'), ("'", "'"),
+)  # fmt: skip
 _WRAPPING_COMMAND = re.compile(r"\\(?:boxed|fbox|text|ensuremath)\s*\{")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:rm|bf|it|tt|sf|up|normal|sc)|mbox|hbox|emph|mathrm|mathit|mathsf|mathtt|operatorname\*?)\b\s*(?=\{)"
@@ -74,7 +77,9 @@ _RENAMED = (
     (re.compile(r"\\(?:var)(phi|theta|epsilon|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)|(?<=[0-9]) [xX] (?=[0-9])"), r"\\times "),
     (re.compile(r"\{?([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}?"), r"\\binom{\1}{\2}"),
-    (re.compile(r"\\p?(?:b?mod|mod)\s*\{\s*([^{}]*?)\s*\}|\(\s*\\?b?mod\s+([^()]*?)\s*\)|\\[pb]?mod\s+([0-9A-Za-z]+)"), r"\\pmod{\1\2\3}"),
+    (re.compile(
+    r"\\p?(?:b?mod|mod)\s*\{\s*([^{}]*?)\s*\}|\(\s*\\?b?mod\s+([^()]*?)\s*\)|\\[pb]?mod\s+([0-9A-Za-z]+)"
+), r"\\pmod{\1\2\3}"),
     (re.compile(r"\\text\{\s*\}"), " "),
     (re.compile(r"\\tag\*?\{[^{}]*\}"), ""),
     (re.compile(r"\\(?:strut|nonumber|notag)(?![A-Za-z])"), ""),
@@ -89,9 +94,9 @@ CURRENCY = "¤"
 
 
 def plain_text(text: str) -> str:
-    """Rewrite an answer in plain notation: Markdown emphasis, math delimiters, spacing, fonts and Unicode signs normalised.
+    r"""Rewrite an answer in plain notation: Markdown emphasis, math delimiters, spacing, fonts and Unicode signs normalised.
 
-    A dollar sign that opens no formula becomes `¤`; `\\text{...}` stays where it is not the whole.
+    A dollar sign that opens no formula becomes `¤`; `\text{...}` stays where it is not the whole.
     """
     text = text.replace("```", " ").replace("`", " ")
     text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)

@@ -6,40 +6,27 @@ from stages.rewards.answer_forms import Form, Read, Words
 
 BARE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _PROSE = re.compile(r"[A-Za-z0-9À-ɏ\s'\-.,/&?!\"]*")
-MATH_WORDS = frozenset(["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "lg", "exp", "sqrt", "pi", "infinity", "infty", "abs", "max", "min", "gcd", "lcm", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma"])  # fmt: skip
-_SHORT_WORDS = frozenset(
-    [
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "of",
-        "on",
-        "or",
-        "so",
-        "to",
-        "up",
-        "us",
-        "we",
-    ]
+MATH_WORDS = frozenset([
+    "sincostancotseccscarcsinarccosarctansinhcoshtanhloglnlgexpsqrtpiinfinityinftyabsmaxmingcdlcmalphabet",
+    "agammadeltathetalambdamuphiomegasigma",
+])  # fmt: skip
+_SHORT_WORDS = frozenset([
+    "am", "an", "as", "at", "be", "by", "do", "go", "he", "if", "in", "is", "it", "me", "my", "no", "of", "on",
+    "or", "so", "to", "up", "us", "we",
+])  # fmt: skip
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
+_DATE = re.compile(
+    r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?(?:(?P<m>[a-z]{3,9})\.?\s+(?P<d>[0-9]{1,2})(?:st"
+    r"|nd|rd|th)?|(?:the\s+)?(?P<d2>[0-9]{1,2})(?:st|nd|rd"
+    r"|th)?(?:\s+of)?\s+(?P<m2>[a-z]{3,9})\.?)(?:,?\s+(?P<y>[0-9]{4}))?"
 )
-_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")  # fmt: skip
-_DATE = re.compile(r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?(?:(?P<m>[a-z]{3,9})\.?\s+(?P<d>[0-9]{1,2})(?:st|nd|rd|th)?|(?:the\s+)?(?P<d2>[0-9]{1,2})(?:st|nd|rd|th)?(?:\s+of)?\s+(?P<m2>[a-z]{3,9})\.?)(?:,?\s+(?P<y>[0-9]{4}))?")  # fmt: skip
 
 
 def words_in(text: str, read: Read) -> Form | None:  # noqa: ARG001 - as the other readers
+    """Read a text as words, where it can be no formula."""
     plain = BARE_TEXT.sub(r"\1", text)
     if _PROSE.fullmatch(plain) is None:
         return None if r"\text" not in text or any(c in text for c in "^_=+") else Words(plain)

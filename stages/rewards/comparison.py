@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from types import UnionType
 
 import sympy
 from sympy import Symbol
@@ -27,7 +28,8 @@ from stages.rewards.formula_values import same_formula, value_of
 from stages.rewards.sets import INEQUALITIES, same_set, states_set
 
 _NAME = re.compile(
-    r"[A-Za-z]+'*(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:\^\{-1\})?\([A-Za-z][A-Za-z0-9,;=<>|\\{}_ +-]*\)|[A-Z][a-z]*[\[(][^\[\]()]*[\])]"
+    r"[A-Za-z]+'*(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:\^\{-1\})?\([A-Za-z][A-Za-z0-9,;=<>|\\{}_ +-]*\)"
+    r"|[A-Z][a-z]*[\[(][^\[\]()]*[\])]"
     r"|m?\s*\\(?:angle|triangle|overline)\s*\{?[A-Za-z]+\}?"
 )
 """Names beside variables: `P(X=2)`, `a(n)`, `f^{-1}(x)`, `m\\angle A`."""
@@ -158,9 +160,9 @@ def _relations(a: Form, b: Form) -> bool:
         return states_same(a.sides[0], b.sides[0]) and states_same(a.sides[1], b.sides[1])
     if set(a.signs) == set(b.signs) == {"="}:
         return _equations(a.sides, b.sides)
-    if len(a.signs) == len(b.signs) == 1 and a.signs[0] in INEQUALITIES and b.signs[0] in INEQUALITIES:
-        if _same_inequality(a, b):
-            return True
+    single = len(a.signs) == len(b.signs) == 1
+    if single and a.signs[0] in INEQUALITIES and b.signs[0] in INEQUALITIES and _same_inequality(a, b):
+        return True
     if {"=", "in"} & {*a.signs, *b.signs}:
         plain, other = (a, b) if "=" in a.signs and len(a.signs) == 1 else (b, a)
         named = other.signs == ("in",) and plain.signs == ("=",) and states_same(plain.sides[0], other.sides[0])
@@ -198,7 +200,7 @@ def _same_inequality(a: forms.Relation, b: forms.Relation) -> bool:
 
 
 def _relation_and_list(a: Form, b: Form) -> bool | None:
-    """`x \\in \\{1,2\\}` or `S = \\{1,2\\}` beside a list; an inequality beside several."""
+    r"""`x \in \{1,2\}` or `S = \{1,2\}` beside a list; an inequality beside several."""
     relation, listed = (a, b) if isinstance(a, forms.Relation) else (b, a)
     assert isinstance(relation, forms.Relation) and isinstance(listed, forms.Several)
     if states_set(relation) or states_set(listed):
@@ -269,9 +271,10 @@ def _is_quantity_name(form: Form) -> bool:
 
 
 _ANY = object
+_Kind = type | UnionType
 _Compare = Callable[[Form, Form], bool | None]
 _LISTED = forms.Several | forms.Braces
-_RULES: tuple[tuple[type, type, _Compare], ...] = (
+_RULES: tuple[tuple[_Kind, _Kind, _Compare], ...] = (
     (forms.Choice, _ANY, lambda a, b: same_choice(a, b, states_same)),
     (_ANY, forms.Choice, lambda a, b: same_choice(a, b, states_same)),
     (forms.Formula, forms.Formula, same_formula),
@@ -298,9 +301,9 @@ _RULES: tuple[tuple[type, type, _Compare], ...] = (
     (forms.Sequence, forms.Sequence, _tuples),
     (forms.Sequence, forms.Several, _tuple_and_list),
     (forms.Several, forms.Sequence, _tuple_and_list),
-    (forms.Matrix, forms.Matrix | forms.Sequence, _matrices),  # type: ignore[arg-type]
+    (forms.Matrix, forms.Matrix | forms.Sequence, _matrices),
     (forms.Sequence, forms.Matrix, _matrices),
-    (forms.Braces, _LISTED | forms.Formula, _as_sets),  # type: ignore[arg-type]
-    (_LISTED | forms.Formula, forms.Braces, _as_sets),  # type: ignore[arg-type]
+    (forms.Braces, _LISTED | forms.Formula, _as_sets),
+    (_LISTED | forms.Formula, forms.Braces, _as_sets),
     (_ANY, _ANY, lambda a, b: same_set(a, b) if states_set(a) or states_set(b) else None),
 )

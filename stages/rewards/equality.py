@@ -6,8 +6,8 @@ The rules:
 * A decimal with a point stands for an irrational when it agrees to a relative `DECIMAL_TOLERANCE`, that is to 7 significant
   digits: 1.41421356 is the square root of 2, 1.41 is not.
 * Two other numbers are equal when they agree to `DIGITS` significant digits.
-* Two expressions with variables are equal when their difference is 0 in sympy's normal form, or at every one of the points where
-  both are real.
+* Two expressions with variables are equal when their difference is 0 in sympy's normal form, or at every one of the points
+  where both are real.
 """
 
 import sympy
@@ -46,9 +46,8 @@ def equal(a: Expr, b: Expr, *, a_decimal: bool = False, b_decimal: bool = False)
         return _equal_functions(a, b)
     if a.has(sympy.oo, sympy.zoo, sympy.nan) or b.has(sympy.oo, sympy.zoo, sympy.nan):
         return False
-    if a.is_Rational or b.is_Rational:
-        if (a_decimal and a.is_Rational) or (b_decimal and b.is_Rational):
-            return _agree(a, b, 30, DECIMAL_TOLERANCE)
+    if (a_decimal and a.is_Rational) or (b_decimal and b.is_Rational):
+        return _agree(a, b, 30, DECIMAL_TOLERANCE)
     difference = a - b
     if difference.is_Rational:
         return bool(difference == 0)
@@ -121,7 +120,7 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
 
 
 def _leaves_reals(expression: Expr, values: dict[Expr, Expr]) -> bool:
-    """Whether a root or logarithm within a real value is none: `\\sqrt{x}\\sqrt{y}` at negative x and y."""
+    r"""Whether a root or logarithm within a real value is none: `\sqrt{x}\sqrt{y}` at negative x and y."""
     return any(part.subs(values).evalf(15).is_real is False for part in expression.atoms(sympy.Pow, sympy.log))
 
 

@@ -1,8 +1,8 @@
 r"""Whether an answer states what the reference states; runs in a worker process, without a limit of its own.
 
-The two texts are written in one notation (answer_text.py), their forms are found (form_reader.py), and the forms are compared
-part by part; formulas by exact algebra (formula.py, equality.py), sets as sets (sets.py). What only a larger grammar reads (sums,
-integrals, limits) is read by math-verify.
+The two texts are written in one notation (answer_text.py), their forms are read (form_reader.py), and the forms are
+compared part by part; formulas by exact algebra (formula.py, equality.py), sets as sets (sets.py). What only a larger
+grammar reads (sums, integrals, limits) is read by math-verify.
 
 >>> judge(r"\frac{1}{2}", "0.5"), judge("5", "5 or 6"), judge("", "5")
 ('right', 'wrong', 'none')

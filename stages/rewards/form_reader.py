@@ -39,12 +39,20 @@ _SEPARATOR = re.compile(
     r"|\s*[,;]\s*(?=\S)"
 )
 _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?![0-9]|,[0-9])")
-_SIGNS = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\in(?![A-Za-z])|\\approx(?![A-Za-z])|\\equiv(?![A-Za-z])|:=|==|=|<|>|≡")  # fmt: skip
+_SIGNS = re.compile(
+    r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\in(?![A-Za-z])|\\approx(?![A-Za-z])"
+    r"|\\equiv(?![A-Za-z])|:=|==|=|<|>|≡"
+)
 _SIGN_NAMES = {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\approx": "=", ":=": "=", "==": "="}
 _SETS = re.compile(r"\\cup(?![A-Za-z])|\\cap(?![A-Za-z])|\\setminus(?![A-Za-z])|(?<=[\])}])\s*U\s*(?=[\[({\\])")
-_CHOICE = re.compile(r"(?:(?:option|choice|answer|letter)\s+)?\(\s*(?:\\text\{\s*)?([A-J])(?:\s*\})?\s*\)\s*(.*)|(?:option|choice|letter)\s+([A-J])|([A-J])\)\s*(.*)|([A-J])\s*[.:]\s+(.+)", re.IGNORECASE)  # fmt: skip
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer|letter)\s+)?\(\s*(?:\\text\{\s*)?([A-J])(?:\s*\})?\s*\)\s*(.*)|(?:option"
+    r"|choice|letter)\s+([A-J])|([A-J])\)\s*(.*)|([A-J])\s*[.:]\s+(.+)",
+    re.IGNORECASE,
+)
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
-_EMPTY = frozenset(["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "thereisnosolution", "therearenosolutions", "nosuchx"])  # fmt: skip
+_EMPTY = frozenset(["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset",
+    "theemptyset", "thereisnosolution", "therearenosolutions", "nosuchx"])  # fmt: skip
 _REALS = frozenset(
     ["allrealnumbers", "allreals", "allrealx", "anyrealnumber", "therealnumbers", "realnumbers", "allrealvalues"]
 )
@@ -81,16 +89,14 @@ def _joined(text: str, read: Read) -> Form | None:
         if r"\pm" in text and _SIGNS.search(text) is None and text.count(r"\pm") == 1:
             signs = [text.replace(r"\pm", a).replace(r"\mp", b) for a, b in (("+", "-"), ("-", "+"))]
             return Several(tuple(read(s) for s in signs), ",")
-        if (match := re.fullmatch(r"([^=]*[A-Za-z}])\s*=\s*([^=]*\\pm[^=]*)", text)) is not None:
+        if re.fullmatch(r"[^=]*[A-Za-z}]\s*=\s*[^=]*\\pm[^=]*", text) is not None:
             signs = [text.replace(r"\pm", a).replace(r"\mp", b) for a, b in (("+", "-"), ("-", "+"))]
             return Several(tuple(read(s) for s in signs), "or")
         return None
     if date_of(text) is not None:
         return Words(text)
-    if any(part == r"\ldots" for part in parts):
-        joined = "dots"
-    else:
-        joined = "or" if "or" in words else "and" if "and" in words else ","
+    joined = next((word for word in ("or", "and") if word in words), ",")
+    joined = "dots" if r"\ldots" in parts else joined
     if re.match(r"[^=<>]*=", parts[0]) and not any(_SIGNS.search(part) for part in parts[1:]) and closed(parts[0]):
         # `n = 2, 3, 4`: the name holds for all of them.
         name, _, first = parts[0].partition("=")

@@ -21,7 +21,11 @@ _NUMBER = re.compile(
     r"(?:\\(?:overline|bar|dot)\{(?P<period>[0-9]+)\}|(?P<dots>\s*\\ldots))?"
     r"(?:[eE](?P<exponent>[+-]?[0-9]{1,4})(?![0-9A-Za-z^{(.]))?"
 )
-_MIXED = re.compile(r"(?P<whole>[0-9]+)(?:\s*\\frac\s*\{\s*(?P<top>[0-9]+)\s*\}\s*\{\s*(?P<below>[0-9]+)\s*\}|\s*\\frac\s*(?P<t>[0-9])\s*(?P<b>[0-9])(?![0-9])|\s+(?P<first>[0-9]+)\s*/\s*(?P<second>[0-9]+)(?![0-9]))")  # fmt: skip
+_MIXED = re.compile(
+    r"(?P<whole>[0-9]+)(?:\s*\\frac\s*\{\s*(?P<top>[0-9]+)\s*\}\s*\{\s*(?P<below>[0-9]+)\s*\}"
+    r"|\s*\\frac\s*(?P<t>[0-9])\s*(?P<b>[0-9])(?![0-9])|\s+(?P<first>[0-9]+)\s*/\s*(?P<second>[0-9]+)(?![0"
+    r"-9]))"
+)
 _WORD = re.compile(r"[A-Za-z]+")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _DEGREE = re.compile(r"\^?\s*\\circ(?![A-Za-z])")
@@ -200,7 +204,7 @@ class _Reader:
         return value
 
     def argument(self) -> Expr:
-        """What a command is applied to: a group, or one digit or letter as in `\\frac12`."""
+        r"""What a command is applied to: a group, or one digit or letter as in `\frac12`."""
         char = self.peek()
         if char in "({":
             return self.group()
@@ -301,7 +305,7 @@ class _Reader:
         return top / below
 
     def decorated(self, name: str) -> Expr:
-        """A symbol that a decoration makes another one, such as `\\overline{AB}`."""
+        r"""A symbol that a decoration makes another one, such as `\overline{AB}`."""
         self.blank()
         if self.peek() == "{":
             end = closing(self.text, self.position)
@@ -343,7 +347,7 @@ class _Reader:
         return sympy.root(value, index)
 
     def number_of_root(self) -> Expr:
-        """The digits under a root without braces: `\\sqrt17` and `sqrt 17` are the root of 17."""
+        r"""The digits under a root without braces: `\sqrt17` and `sqrt 17` are the root of 17."""
         match = self.take(re.compile(r"[0-9]+(?:\.[0-9]+)?"))
         if match is None:
             raise Unreadable("nothing under the root")

@@ -15,6 +15,7 @@ _DECIMAL = re.compile(r"[+-]?\s*(?:[0-9][0-9,]*)?\.[0-9]+(?:[eE][+-]?[0-9]+|\s*\
 
 
 def same_formula(a: Form, b: Form) -> bool:
+    """Whether two formulas are equal by the rules of equality.py; what cannot be read equals nothing."""
     assert isinstance(a, forms.Formula) and isinstance(b, forms.Formula)
     values = value_of(a), value_of(b)
     if values[0] is None or values[1] is None:
@@ -23,6 +24,7 @@ def same_formula(a: Form, b: Form) -> bool:
 
 
 def is_decimal(form: Form) -> bool:
+    """Whether a form is one decimal with a point, perhaps times a power of ten."""
     return isinstance(form, forms.Formula) and _DECIMAL.fullmatch(form.text) is not None
 
 
@@ -53,6 +55,7 @@ def _read_by_math_verify(text: str) -> Expr | None:
 
 
 def same_value(a: Form, b: Form, a_size: Fraction, b_size: Fraction) -> bool:
+    """Whether two amounts are equal in units of the given sizes."""
     values = value_of(a), value_of(b)
     if values[0] is None or values[1] is None:
         return False

@@ -16,11 +16,14 @@ _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
 _PLAIN = re.compile(rf"[+-]?{_DECIMAL}")
 _NUMBER = re.compile(
     rf"""(?P<sign>[+-]?)\s*
-    (?: (?:(?P<mixed>[0-9]+)\s*)?\\frac\s*(?:\{{\s*(?P<top>{_DECIMAL})\s*\}}\s*\{{\s*(?P<below>{_DECIMAL})\s*\}}|\s*(?P<t>[0-9])\s*(?P<b>[0-9]))
+    (?: (?:(?P<mixed>[0-9]+)\s*)?\\frac\s*
+        (?:\{{\s*(?P<top>{_DECIMAL})\s*\}}\s*\{{\s*(?P<below>{_DECIMAL})\s*\}}|\s*(?P<t>[0-9])\s*(?P<b>[0-9]))
       | (?P<whole>{_DIGITS})\s+(?P<part>[0-9]+)\s*/\s*(?P<parts>[0-9]+)
       | (?P<first>{_DECIMAL})\s*/\s*(?P<second>{_DECIMAL})
       | (?P<indian>[1-9][0-9]?(?:,[0-9]{{2}})+,[0-9]{{3}}(?:\.[0-9]+)?)
-      | (?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[+-]?[0-9]{{1,2}})|\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{{\s*(?P<power>[+-]?[0-9]{{1,2}})\s*\}}|(?P<digit>[0-9])))? )""",
+      | (?P<decimal>{_DECIMAL})
+        (?:[eE](?P<exponent>[+-]?[0-9]{{1,2}})|\s*\\(?:times|cdot)\s*10\s*\^\s*
+        (?:\{{\s*(?P<power>[+-]?[0-9]{{1,2}})\s*\}}|(?P<digit>[0-9])))? )""",
     re.VERBOSE,
 )
 _NOT_UNITS = re.compile(
@@ -49,9 +52,9 @@ class Amount(NamedTuple):
 def parse_number(text: str) -> Fraction | None:
     r"""The number that `text` states, or None when it is anything but one number.
 
-    Reads decimals, thousands commas and spaces, fractions (`3/4`, `1 1/2`, `\frac{3}{4}`), powers of ten, a currency, a `%` (left
-    out: `50%` is 50), degrees and a unit of a few words. A comma that does not part thousands, a second number, or a word that
-    changes the value (`and`, `or`, `half`, `thousand`) makes it None: `5 or 6` states no number.
+    Reads decimals, thousands commas and spaces, fractions (`3/4`, `1 1/2`, `\frac{3}{4}`), powers of ten, a currency, a
+    `%` (left out: `50%` is 50), degrees and a unit of a few words. A comma that does not part thousands, a second
+    number, or a word that changes the value (`and`, `or`, `half`, `thousand`) makes it None: `5 or 6` states no number.
 
     >>> parse_number("$1,200.50 per month"), parse_number(r"12\,345"), parse_number("5 or 6")
     (Fraction(2401, 2), Fraction(12345, 1), None)
@@ -66,16 +69,15 @@ def parse_amount(text: str) -> Amount | None:
         return None
     if _PLAIN.fullmatch(text) is not None:
         return Amount(Fraction(text.replace(",", "").rstrip(".")), "")
-    form = read_form(plain_text(text))
+    form, units = read_form(plain_text(text)), list[str]()
     if isinstance(form, forms.Clock) and form.half and not any(form.parts[1:]):
         return Amount(Fraction(form.parts[0]), form.half)
-    unit = ""
-    if isinstance(form, forms.Quantity):
-        form, unit = form.amount, form.unit
-        if _NOT_UNITS.search(unit) or len(unit.split()) > _MOST_UNIT_WORDS:
-            return None
-        if isinstance(form, forms.Quantity) and form.unit not in ("%", "deg"):  # `$5 per hour`
-            form = form.amount
+    while isinstance(form, forms.Quantity):  # `$5 per hour` has two
+        units.append(form.unit)
+        form = form.amount
+    unit = " ".join(units)
+    if _NOT_UNITS.search(unit) or len(unit.split()) > _MOST_UNIT_WORDS:
+        return None
     value = _read(form.text) if isinstance(form, forms.Formula) else None
     return None if value is None else Amount(value, unit)
 

@@ -56,7 +56,8 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 """Symbol or singular name -> dimension, size in the dimension's base unit."""
 ABBREVIATIONS = tuple(sorted((name for name in UNITS if len(name) <= 3), key=len, reverse=True))  # fmt: skip
 CURRENCIES = {"¤": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"} | {
-    "USD": "dollar", "US¤": "dollar", "EUR": "euro", "GBP": "pound sterling", "JPY": "yen", "INR": "rupee", "Rs.": "rupee", "Rs": "rupee",
+    "USD": "dollar", "US¤": "dollar", "EUR": "euro", "GBP": "pound sterling", "JPY": "yen", "INR": "rupee",
+    "Rs.": "rupee", "Rs": "rupee",
 }  # fmt: skip
 """What is written before or behind an amount -> its dimension."""
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 
 def spin(seconds, _more=""):
@@ -52,7 +53,7 @@ def write_and_return(line, times=1):
 
 def _is_pipe(descriptor):
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("pipe:")
     except OSError:
         return False
 
