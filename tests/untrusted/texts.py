@@ -111,46 +111,34 @@ def random_text(generator: random.Random) -> str:
     return framed(soup() * generator.randrange(1, 500), soup() * generator.randrange(1, 500))
 
 
-MEGABYTE = 1_000_000
-
-
-def _filled(piece: str) -> str:
-    return (piece * (MEGABYTE // len(piece) + 1))[:MEGABYTE]
-
-
-LARGE: dict[str, str] = {
-    name: _filled(piece)
-    for name, piece in {
-        "digits": "9", "superscripts": "²", "arabic digits": "٣", "grouped": "1,111", "ones and spaces": "1 ", "fractions": "1/", "points": "1.",
-        "minus signs": "-", "mixed numbers": "1 1/", "units": "5 a/abc", "letters": "a", "apostrophes": "a'", "spaces": " ", "line feeds": "\n",
-        "blank lines": "\n ", "carriage returns": "\r", "separators": "\u2028", "nul": "\x00", "surrogates": "\ud800", "marks": "\u0300",
-        "mixed marks": "\u0300\u0323\u0345", "bidi": "\u202e", "emoji": "👩\u200d", "parentheses": "(", "braces": "{", "brackets": "[",
-        "closing braces": "}", "boxes": "\\boxed{", "boxes and spaces": "\\boxed ", "fractions of latex": "\\frac{", "fraction and spaces": "\\frac {1 } ",
-        "backslashes": "\\", "powers": "2^", "factorials": "!", "dollars": "$", "equals": "1=", "think": "<think>", "answers": "<answer>",
-        "closed answers": "</answer>", "nearly a tag": "<answer", "fences": "```python\n", "code": "1+", "bars": "|", "backticks": "`", "markup": "<b>&",
-        "sentence ends": ". ", "sentences": "We add. ", "words": "word ", "same line": "abc, ", "han": "第", "kana": "あ", "braced jinja": "{{ ",
-        "json": '{"a":', "quotes": '"', "escape": "\x1b[2J", "expanding": "ﷺ", "sharp s": "ß",
-    }.items()
-} | {
-    "a number and spaces": "1" + " " * (MEGABYTE - 2) + "x",
-    "a latex fraction and spaces": "\\frac{ 1" + " " * MEGABYTE,
-    "a sentence end and spaces": "." + " " * MEGABYTE + "x",
-    "a line feed and spaces": "\n" + " " * MEGABYTE + "x",
-    "nested boxes": "\\boxed{" * 60_000 + "}" * 60_000,
-    "nested parentheses": "(" * 100_000 + "1" + ")" * 100_000,
-    "different words": " ".join(map(str, range(150_000))),
+PATTERNS = {
+    "digits": "9", "superscripts": "²", "arabic digits": "٣", "grouped": "1,111", "ones and spaces": "1 ", "fractions": "1/", "points": "1.",
+    "minus signs": "-", "mixed numbers": "1 1/", "units": "5 a/abc", "letters": "a", "letters and points": "a.", "apostrophes": "a'",
+    "spaces": " ", "line feeds": "\n", "blank lines": "\n ", "carriage returns": "\r", "separators": "\u2028", "nul": "\x00", "escape": "\x1b[2J",
+    "surrogates": "\ud800", "marks": "\u0300", "mixed marks": "\u0300\u0323\u0345", "bidi": "\u202e", "emoji": "👩\u200d", "parentheses": "(",
+    "braces": "{", "brackets": "[", "closing braces": "}", "boxes": "\\boxed{", "boxes and spaces": "\\boxed ", "latex fractions": "\\frac{",
+    "latex fractions and spaces": "\\frac {1 } ", "backslashes": "\\", "powers": "2^", "factorials": "!", "dollars": "$", "equals": "1=",
+    "think": "<think>", "answers": "<answer>", "closed answers": "</answer>", "nearly a tag": "<answer", "fences": "```python\n", "sums": "1+",
+    "bars": "|", "backticks": "`", "markup": "<b>&", "sentence ends": ". ", "sentences": "We add. ", "words": "word ", "same line": "abc, ",
+    "han": "第", "kana": "あ", "jinja": "{{ ", "json": '{"a":', "quotes": '"', "expanding": "ﷺ", "addresses": "a://a:a@",
 }  # fmt: skip
-"""Name -> about a megabyte that has one pattern: what a slow algorithm or a deep recursion meets."""
+
+
+def large_texts(size: int) -> dict[str, str]:
+    """Name -> about `size` characters of one pattern: what a slow algorithm or a deep recursion meets."""
+    repeated = {name: (piece * (size // len(piece) + 1))[:size] for name, piece in PATTERNS.items()}
+    return repeated | {
+        "a number and spaces": "1" + " " * size + "x",
+        "a latex fraction and spaces": "\\frac{ 1" + " " * size,
+        "a sentence end and spaces": "." + " " * size + "x",
+        "a line feed and spaces": "\n" + " " * size + "x",
+        "nested boxes": "\\boxed{" * (size // 16) + "}" * (size // 16),
+        "nested parentheses": "(" * (size // 2) + "1" + ")" * (size // 2),
+        "different words": " ".join(map(str, range(size // 7))),
+        "points and a password": "a." * (size // 2) + "@",
+    }
 
 
 def surrogate_free(text: str) -> bool:
     """Whether a text can be encoded."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def large_in_answer(text: str) -> list[str]:
-    """A large text where each reader looks: alone, in the thinking, in the answer, in a box."""
-    return [text, framed(text, "5"), framed("so", text), f"\\boxed{{{text}}}"]
-
-
-JSON_VALUES: tuple[Any, ...] = (None, True, 0, -1, 10**400, 1e400, float("nan"), "", "\ud800", [], {}, [[]], {"a": 1}, [1, 2, 3], "right")
