@@ -67,10 +67,10 @@ def ids_of(text: str, letters: dict[int, int]) -> list[int]:
     return [letters[byte] for byte in text.encode("utf-8", "surrogatepass")]
 
 
-def generated(generator: random.Random, tokenizer: Any, letters: dict[int, int]) -> list[Group]:
+def generated(generator: random.Random, tokenizer: Any, letters: dict[int, int], batch: int) -> list[Group]:
     """Groups of episodes: every other text by way of tokens and the decoder, every other as it is, with its surrogates."""
     groups = []
-    for number in range(BATCH // SAMPLES):
+    for number in range(batch // SAMPLES):
         reference = generator.choice(REFERENCES)
         problem = Problem(f"p:{number}", f"What is {reference}?", reference, "s", CHAIN, generator.choice(CHEAP))
         texts = [random_text(generator) for _ in range(SAMPLES)]
@@ -179,19 +179,16 @@ def _page() -> Any:
     return jinja2.Environment(autoescape=True).from_string("{% for text in texts %}<p>{{ text }}</p>{% endfor %}")
 
 
-def run(count: int, seed: int, *, report: bool = False) -> Tally:
+def run(count: int, seed: int, *, batch: int = BATCH, report: bool = False) -> Tally:
     """Send at least `count` texts, in batches whose seeds begin at `seed`."""
-    from tokenizers import pre_tokenizers
-
     tokenizer, tally = byte_tokenizer(), Tally()
-    place = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    letters = {byte: place[letter] for byte, letter in _byte_letters().items()}
+    letters = {byte: tokenizer.convert_tokens_to_ids(letter) for byte, letter in byte_letters().items()}
     while tally.texts < count:
         generator = random.Random(f"reading-path-{seed}")
         begun = time.process_time()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                send(generated(generator, tokenizer, letters), generator, Path(folder), tally)
+                send(generated(generator, tokenizer, letters, batch), generator, Path(folder), tally)
         except BaseException:
             print(f"the batch of seed {seed} failed", file=sys.stderr, flush=True)
             raise
@@ -205,7 +202,7 @@ def run(count: int, seed: int, *, report: bool = False) -> Tally:
     return tally
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """Byte -> the letter by which byte-level tokenizers write it (GPT-2's `bytes_to_unicode`)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in shown]
