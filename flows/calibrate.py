@@ -38,13 +38,14 @@ def calibrate(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any]]:
         "measured": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "command": "r1 plan --calibrate RUNS, after `python -m tests.bench.calibration RUNS` or any other runs",
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "rates": (rates := fitted(runs)),
         "runs": [run.model_dump() for run in runs],
     }
     write_json(target, document)
     if not options.json:
-        print(told(errors, fitted(runs)))
+        print(told(errors, rates))
         print(f"\nwritten: {target}")
-    return ExitStatus.DONE, {"file": str(target), "runs": errors, "rates": fitted(runs)}
+    return ExitStatus.DONE, {"file": str(target), "runs": errors, "rates": rates}
 
 
 def read_runs(folder: Path) -> list[Measured]:

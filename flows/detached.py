@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.launchers.local import ROOT
 from flows.prefect_home import running_servers
 from flows.server_process import START_SECONDS
 from flows.servers import told
 from stages.store.errors import ExitStatus, StageFailed, UserError
+from stages.store.user_code import child_environment
 
 STOP_SECONDS = 60.0
 """How long both servers may take to end."""
@@ -29,7 +29,6 @@ def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "flows.cli", "up", "--json", "--runs", str(runs), *(["--auth"] if options.auth else [])]
     given = {name: getattr(options, name) for name in _OPTIONS}
     command += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     answer, log = runs / "servers" / "up.json", runs / "servers" / "up.log"
     answer.parent.mkdir(exist_ok=True)
     with answer.open("wb") as output, log.open("wb") as errors:
@@ -38,7 +37,7 @@ def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=child_environment(),
             start_new_session=True,
         )
     try:

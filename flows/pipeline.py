@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,8 @@ def pipeline(run: str, retries: int, retry_delay: float, parallel: int) -> State
     with without_secrets():
         record = RunRecord.open(PipelineFolder(Path(run)))
         document = {**record.content["document"], "runs": str(Path(run).parents[1])}
-        return run_and_report(record, resolve(document), Manner(retries, retry_delay, parallel))
+        recipe = replace(resolve(document), code_folders=record.code_folders)
+        return run_and_report(record, recipe, Manner(retries, retry_delay, parallel))
 
 
 def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) -> State[None]:

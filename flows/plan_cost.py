@@ -38,15 +38,33 @@ class Place:
         return self.gpus or int(config.compute.processes)
 
 
+WORKLOADS = {
+    "rl": "rl",
+    "sft": "supervised",
+    "toy_base": "supervised",
+    "curate": "sampled",
+    "evaluate_model": "sampled",
+}
+"""Kind of stage -> the method of `_Cost` that says what its work on a model takes."""
+STARTS_ONLY = frozenset({"model", "dataset", "evaluate", "summary", "gate", "study"})
+"""Kinds that compute nothing with a model: their start, and a model that is written."""
+
+
 def stage_cost(name: str, config: Any, model: tuple[Shape, int] | None, counts: Counts, place: Place) -> Spent:
     """Seconds and tokens of a stage; of one without work on a model, its start alone."""
-    if model is None or config.kind in ("model", "dataset", "summary"):
+    workload = WORKLOADS.get(config.kind)
+    if workload is None and config.kind not in STARTS_ONLY:
+        counts.assume(f"what a stage of kind `{config.kind}` takes is not known: only its start is counted")
+    if model is None or workload is None:
         spent = Spent()
-        stored = 2.0 * model[0].parameters * model[1] if model else 0.0
+        # A gate hands its model on by links.
+        stored = 2.0 * model[0].parameters * model[1] if model and config.kind == "model" else 0.0
         spent.add("other", handled(place.device, 0, 1, stored, 1))
         return spent
     cost = _Cost(name, config, *model, counts, place)
-    return {"rl": cost.rl, "sft": cost.supervised, "toy_base": cost.supervised}.get(config.kind, cost.sampled)()
+    spent = getattr(cost, workload)()
+    assert isinstance(spent, Spent)
+    return spent
 
 
 class _Cost:

@@ -13,32 +13,54 @@ from stages.costs.devices import PLAN
 from stages.costs.shape import Shape, shape_of
 from stages.problems.toy import VOCABULARY
 from stages.recipe import ResolvedRecipe
+from stages.store.config import StageConfig, stage_inputs
 from stages.store.errors import UserError
 
-MAKERS = {"rl": "policy", "sft": "model", "evaluate_model": "model", "curate": "sampler"}
-"""Kind -> its field that names the stage whose model it trains or samples."""
+Shapes = dict[str, tuple[Shape, int]]
+"""Stage -> shape of the model that it makes, trains or samples, and bytes of a weight."""
 
 
-def model_shapes(
-    recipe: ResolvedRecipe, finished: Mapping[str, Finished], given: Mapping[str, Path]
-) -> dict[str, tuple[Shape, int]]:
-    """Stage -> shape of the model that it makes or samples, and bytes of a weight; stages without a model are left out.
+def model_shapes(recipe: ResolvedRecipe, finished: Mapping[str, Finished], given: Mapping[str, Path]) -> Shapes:
+    """The shape of every stage's model; stages without a model are left out.
 
     given: stage -> config.json of the user's. Raises UserError for a model of which nothing is known here.
     """
+    shapes, errors = known_shapes(recipe, finished, given)
+    if errors:
+        raise next(iter(errors.values()))
+    return shapes
+
+
+def known_shapes(
+    recipe: ResolvedRecipe, finished: Mapping[str, Finished], given: Mapping[str, Path]
+) -> tuple[Shapes, dict[str, UserError]]:
+    """As `model_shapes`, but a model of which nothing is known here is left out: stage -> why."""
     if unknown := given.keys() - recipe.stages.keys():
         raise UserError(f"no stage `{min(unknown)}`", where="--model-config", mend=f"one of {', '.join(recipe.stages)}")
-    found: dict[str, tuple[Shape, int]] = {}
+    shapes: Shapes = {}
+    errors: dict[str, UserError] = {}
     for name, config in recipe.stages.items():  # in running order: inputs come first
-        if config.kind in MAKERS:
-            found[name] = found[getattr(config, MAKERS[config.kind])]
-        elif config.kind == "toy_base":
-            found[name] = _toy(config), 4
+        if config.kind == "toy_base":
+            shapes[name] = _toy(config), 4
         elif config.kind == "model" and getattr(config, "task", "text") == "text":
             item = 4 if getattr(config, "dtype", "") == "float32" else 2
-            document, where = _document(name, config, finished, given)
-            found[name] = shape_of(document, where), item
-    return found
+            try:
+                document, where = _document(name, config, finished, given)
+                shapes[name] = shape_of(document, where), item
+            except UserError as error:
+                errors[name] = error
+        elif (source := model_source(config)) in shapes:
+            shapes[name] = shapes[source]
+    return shapes, errors
+
+
+def model_source(config: StageConfig) -> str:
+    """The stage whose model this one trains, samples or hands on: the first model among its inputs; empty without one.
+
+    Whatever its kind: a stage's own fields come first, and a field inside a section (a preference model) names another model.
+    """
+    models = [(role, name) for role, (name, output) in stage_inputs(config).items() if output == "model"]
+    return next((name for role, name in models if "." not in role), "")
 
 
 def _toy(config: Any) -> Shape:

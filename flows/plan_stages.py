@@ -6,6 +6,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from flows.changed_code import changed
+from flows.changed_files import reasons
 from flows.wanted import Finished, stage_record
 from stages.recipe import ResolvedRecipe
 from stages.store.config import stage_inputs
@@ -26,6 +27,8 @@ class Standing:
     """Where it lies or would lie; None while its inputs, and so its fingerprint, are not known."""
     fingerprint: str | None = None
     warnings: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why it is computed again: files of the user's that have changed."""
 
 
 def standings(recipe: ResolvedRecipe) -> tuple[dict[str, Standing], dict[str, Finished]]:
@@ -41,7 +44,7 @@ def standings(recipe: ResolvedRecipe) -> tuple[dict[str, Standing], dict[str, Fi
         standing = found[name] = Standing(config.kind, "to run", [source for source in sources if source not in finished])
         if standing.waits_for:
             continue
-        record = stage_record(config, finished)
+        record = stage_record(config, finished, recipe.code_folders)
         folder = runs.stage(record.kind, record.fingerprint)
         standing.folder, standing.fingerprint = str(folder.path), record.fingerprint
         manifest = verify_manifest(folder, record.fingerprint)
@@ -49,7 +52,9 @@ def standings(recipe: ResolvedRecipe) -> tuple[dict[str, Standing], dict[str, Fi
             finished[name] = Finished(folder, manifest)
             standing.state = "reused"
             standing.warnings = _warnings(record.kind, manifest.git_commit)
-        elif _held(folder):
+            continue
+        standing.reasons = reasons(runs, config, record)
+        if _held(folder):
             standing.state = "running"
     return found, finished
 

@@ -49,6 +49,7 @@ def _after(names: list[str]) -> str:
 
 def _remarks(stage: dict[str, Any]) -> list[str]:
     found = [f"warning: {stage['stage']}: {text}" for text in stage["warnings"]]
+    found += [f"{stage['stage']}: computed again: {text}" for text in stage["reasons"]]
     if stage["state"] == "running":
         found.append(f"{stage['stage']}: another pipeline works in {stage['folder']}; `r1 run` would wait for it")
     return found

@@ -1,6 +1,5 @@
 """What a Prefect server has to have for this pipeline: work pools, slots, automations. All of it can be asked for again."""
 
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.launchers.local import ROOT
 from flows.prefect_server import demand_access
 from stages.store.errors import StageFailed, UserError
+from stages.store.user_code import child_environment
 
 AUTOMATIONS_FILE = ROOT / "infra" / "automations.yaml"
 POOLS = ROOT / "infra" / "work-pools"
@@ -97,5 +97,4 @@ def prefect(*arguments: str) -> None:
 
 def prefect_environment() -> dict[str, str]:
     """The environment of Prefect's command, in which our packages can be imported and nothing of the present folder is."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+    return child_environment()

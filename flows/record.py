@@ -75,6 +75,7 @@ class RunRecord:
                 "started": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
                 "config_file": config_file,
                 "working_folder": str(Path.cwd()),
+                "code_folders": list(recipe.code_folders),
                 "document": recipe.document,
                 "from": from_stage,
                 "until": until_stage,
@@ -119,6 +120,11 @@ class RunRecord:
     def name(self) -> str:
         """The run's name, which is its folder's."""
         return self.folder.path.name
+
+    @property
+    def code_folders(self) -> tuple[str, ...]:
+        """Absolute paths in which modules of the user's are searched: the recipe's folder and the working folder."""
+        return tuple(self.content.get("code_folders") or [self.content["working_folder"]])
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from flows import watched
 from stages.store.errors import StageFailed, UserError
 from stages.store.log_filter import filtered_log
+from stages.store.user_code import child_environment
 
 START_SECONDS = 120.0
 """A server on a fresh home migrates its database first; on two busy cores that has taken half a minute."""
@@ -96,7 +97,7 @@ class Server:
 def start_module(module: str, arguments: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments` in a session of its own; it ends when this process does. Output goes to `log`."""
     command = [sys.executable, str(Path(watched.__file__).resolve()), str(os.getpid()), module, *arguments]
-    safe = {**environment, "PYTHONSAFEPATH": "1"}
+    safe = child_environment(environment, ours=False)
     with filtered_log(log, wait_s=0) as file:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=safe, start_new_session=True)
 

@@ -16,6 +16,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
+from flows.changed_files import reasons
 from flows.gates import heed
 from flows.launch import Outcome, launch
 from flows.side_by_side import share
@@ -54,7 +55,7 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
     Raises UserError for what the user can mend, StageFailed when the stage failed, Interrupted when it was stopped.
     """
     config = work.recipe.stages[name]
-    record = stage_record(config, work.finished)
+    record = stage_record(config, work.finished, work.recipe.code_folders)
     folder = _folder(work, name, record)
     work.record.stage(name, folder=str(folder.path), fingerprint=record.fingerprint)
     with hold(folder, work.progress.note, work.floor.check):
@@ -65,6 +66,8 @@ def finish_stage(work: Work, name: str) -> Literal["done", "reused"]:
         if name in work.selection.finished:
             mend = f"leave out --from, or run `--until {name}` first"
             raise UserError(f"stage `{name}` isn't finished, so nothing can start after it", where="--from", mend=mend)
+        for reason in reasons(work.runs, config, record):
+            work.progress.note(f"{name}: computed again: {reason}")
         _write_record(folder, record)
         compute, floor = work.recipe.stages[name].compute, work.floor
         # Whoever waits for slots or devices holds the folder's lock already: it will be able to use them.

@@ -1,15 +1,17 @@
 """What a stage is to compute, and under which fingerprint: `r1 run` looks for it on disk, `r1 plan` says if it is there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.kinds import stage_kind
-from stages.store.config import StageConfig, checkpoint_inputs, external_paths, semantic, stage_inputs
+from stages.store.config import StageConfig, checkpoint_inputs, semantic, stage_inputs
 from stages.store.errors import UserError
 from stages.store.files import digest_path
 from stages.store.folders import StageFolder
 from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint
+from stages.store.user_code import inherited_code_folders
+from stages.store.user_files import user_file_inputs
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,11 @@ class Finished:
     manifest: Manifest
 
 
-def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> StageRecord:
-    """What is to be computed: the stage's config and the digests of its inputs."""
+def stage_record(config: StageConfig, finished: Mapping[str, Finished], code_folders: Sequence[str] = ()) -> StageRecord:
+    """What is to be computed: the stage's config, the digests of its inputs and of the user's files.
+
+    `code_folders`: where modules of the user's are searched; none: those of this process.
+    """
     kind = stage_kind(config.kind)
     inputs: dict[str, InputRecord] = {}
     steps = checkpoint_inputs(config)
@@ -32,12 +37,8 @@ def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> Stage
             given = source.folder.checkpoint(steps[role])
             digest = _checkpoint_digest(given, role, name)
         inputs[role] = InputRecord(digest=digest, path=str(given), stage=source.folder.path.name)
-    for role, text in external_paths(config).items():
-        path = str(Path(text).absolute())
-        try:
-            inputs[role] = InputRecord(digest=digest_path(Path(text)), path=path)
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", where=f"{role}: {text}") from error
+    folders = list(code_folders or inherited_code_folders())
+    inputs |= user_file_inputs(config, folders)
     digests = {role: item.digest for role, item in inputs.items()}
     return StageRecord(
         kind=kind.name,
@@ -45,6 +46,7 @@ def stage_record(config: StageConfig, finished: Mapping[str, Finished]) -> Stage
         fingerprint=fingerprint(kind.name, kind.version, semantic(config), digests),
         config=config.model_dump(mode="json"),
         inputs=inputs,
+        code_folders=folders,
     )
 
 

@@ -29,6 +29,8 @@ from stages.store.manifest import StageRecord, write_manifest
 from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.store.streams import redact_streams
+from stages.store.user_code import inherited_code_folders, use_code_folders
+from stages.store.user_files import check_user_files
 
 if TYPE_CHECKING:
     from stages.engine.hosts import Hosts
@@ -132,6 +134,9 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
         raise UserError(f"not a config of `{kind.name}` ({first})", where=str(folder.config), mend="use `r1 run`") from error
     if getattr(getattr(config, "compute", None), "device", None) == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed moves all models to a GPU where it sees one
+    folders = record.code_folders or list(inherited_code_folders())
+    use_code_folders(folders)
+    check_user_files(config, record.inputs, folders)
     if world_size > 1 and not kind.distributed:
         raise UserError(f"`{kind.name}` runs in one process", where="compute.processes", mend="set it to 1")
     if rank == 0:

@@ -18,6 +18,7 @@ from flows.launchers import Job
 from flows.process_tree import MARK_VARIABLE, ProcessTree
 from stages.__main__ import PARENT_VARIABLE
 from stages.store.config import Compute
+from stages.store.user_code import child_environment
 
 ROOT = Path(flows.__file__).resolve().parents[1]
 """Where the packages `flows` and `stages` lie."""
@@ -85,7 +86,7 @@ def environment(compute: Compute, share: int) -> dict[str, str]:
     """What a stage's process on this machine finds in its environment; `share`: stages that the cores are divided by."""
     threads = str(compute.threads or max(1, cores() // (compute.processes * share)))
     return {
-        **importable(),
+        **child_environment(),
         **_interfaces(compute),
         PARENT_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": threads,
@@ -97,16 +98,6 @@ def environment(compute: Compute, share: int) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def importable() -> dict[str, str]:
-    """The environment of this process, in which a child finds our packages.
-
-    It keeps the working folder, from which relative paths in the configuration start; a folder called `stages` there must not
-    hide ours.
-    """
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _interfaces(compute: Compute) -> dict[str, str]:

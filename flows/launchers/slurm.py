@@ -12,8 +12,8 @@ import sys
 from typing import IO
 
 from flows.launchers import Job
-from flows.launchers.local import importable
 from stages.store.errors import UserError
+from stages.store.user_code import child_environment
 
 STOP = signal.SIGUSR1
 """What `r1 join` takes for a request to stop. `srun` passes it on to every task; at SIGTERM it would end them itself."""
@@ -96,7 +96,7 @@ def start(job: Job, log: IO[bytes]) -> Step:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=importable(),
+            env=child_environment(),
             start_new_session=True,
         )
     )

@@ -6,6 +6,7 @@ A GPU's come from configs/plan/devices.yaml; a CPU's, which all processes of a s
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field
@@ -124,13 +125,21 @@ def rates_of(own: Path) -> tuple[dict[str, float], str]:
     """Seconds per unit of the machine at hand, and where they come from: `own` (of `r1 plan --calibrate`), else the shipped."""
     if own.is_file():
         try:
-            runs = [Measured.model_validate(item) for item in read_json(own)["runs"]]
+            document = read_json(own)
+            runs = [Measured.model_validate(item) for item in document["runs"]]
+            rates = _rates(document)
         except (OSError, ValueError, LookupError, TypeError) as error:
             mend = "write it again with `r1 plan --calibrate`, or remove it"
             raise UserError("not a readable calibration", where=str(own), mend=mend) from error
-        return fitted(runs), f"{len(runs)} runs measured on this machine ({own})"
-    runs = shipped()
-    return fitted(runs), f"{len(runs)} runs measured on 2 cores of an EPYC (configs/plan/calibration.json), not on this machine"
+        return rates or fitted(runs), f"{len(runs)} runs measured on this machine ({own})"
+    document = json.loads(_text("calibration.json"))
+    place = "2 cores of an EPYC (configs/plan/calibration.json), not on this machine"
+    return _rates(document), f"{len(document['runs'])} runs measured on {place}"
+
+
+def _rates(document: dict[str, Any]) -> dict[str, float]:
+    """The fit that a calibration holds beside its runs; a fit takes seconds, most of them to import scipy."""
+    return {str(name): float(value) for name, value in document.get("rates", {}).items()}
 
 
 def _text(name: str) -> str:

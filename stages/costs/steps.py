@@ -1,5 +1,6 @@
 """What one process does in a step of a stage's loop: its amounts by span, from the lengths of prompts and answers."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ def spread_lengths(count: int, mean: float, limit: int) -> list[int]:
 
     (Of n such answers the longest has about mean × (ln n + 0.7) tokens, or the limit.)
     """
+    return list(_spread_lengths(count, mean, limit))
+
+
+@functools.lru_cache(maxsize=256)  # the arms of a study ask the same again and again
+def _spread_lengths(count: int, mean: float, limit: int) -> tuple[int, ...]:
     mean = min(mean, 0.95 * limit)
     quantiles = [-math.log((index + 0.5) / count) for index in range(count)]
     low, high = mean / 4, 64.0 * limit
@@ -104,7 +110,7 @@ def spread_lengths(count: int, mean: float, limit: int) -> list[int]:
         scale = (low + high) / 2
         short = sum(min(float(limit), scale * q) for q in quantiles) < mean * count
         low, high = (scale, high) if short else (low, scale)
-    return [max(1, round(min(float(limit), high * q))) for q in quantiles]
+    return tuple(max(1, round(min(float(limit), high * q))) for q in quantiles)
 
 
 def dealt(lengths: list[int], questions: int, prompt: int) -> list[tuple[int, list[int]]]:

@@ -156,6 +156,8 @@ class Hosts:
         for role, item in inputs.items():
             if (shared and item.stage is not None) or not item.digest:
                 continue
+            if item.files:  # settings and code, which every machine has compared (stages/store/user_files.py)
+                continue
             path, mend = Path(item.path), "copy it from the first machine to the same path"
             where = f"{socket.gethostname()}: {path}"
             if not path.exists():

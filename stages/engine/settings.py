@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from stages.store.config import EXECUTION, CheckpointRef, Config
+from stages.store.config import EXECUTION, CheckpointRef, Config, Expanded, ExternalFile
 from stages.store.errors import UserError
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
@@ -24,13 +24,18 @@ def _known(name: str) -> str:
     return name
 
 
-DeepSpeedName = Annotated[str, AfterValidator(_known), EXECUTION]
-"""Name of a file in configs/deepspeed (zero0 to zero3) or the path of one. It changes memory and speed, not the result."""
+def _is_path(name: str) -> bool:
+    return name.endswith(".json")
+
+
+DeepSpeedName = Annotated[str, Expanded, AfterValidator(_known), ExternalFile(only=_is_path, settings=True)]
+"""Name of a file in configs/deepspeed (zero0 to zero3), which changes memory and speed, not the result; or the path of one of
+your own, whose content is part of the fingerprint."""
 
 
 def deepspeed_file(name: str) -> Path:
     """The JSON file that a name or path means."""
-    return Path(name) if name.endswith(".json") else PRESETS / f"{name}.json"
+    return Path(name) if _is_path(name) else PRESETS / f"{name}.json"
 
 
 def deepspeed_settings(name: str) -> dict[str, Any]:

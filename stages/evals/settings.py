@@ -5,11 +5,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from stages.problems.sources import ProblemSource, unjudged_at
+from stages.problems.task_files import TaskFile
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import EXECUTION, ExternalPath, StageConfig
+from stages.store.config import EXECUTION, StageConfig
 
 
 class EvaluationConfig(StageConfig):
@@ -31,8 +32,9 @@ class EvaluationConfig(StageConfig):
     """Problems sampled at once; a stopped stage goes on after its last finished chunk."""
     tasks: tuple[str, ...] = ()
     """Further lm-eval tasks by name (`gsm8k`), run through the same engine with their own settings."""
-    task_files: tuple[ExternalPath, ...] = ()
-    """Further lm-eval tasks as YAML files; their content is part of the fingerprint."""
+    task_files: tuple[TaskFile, ...] = ()
+    """Further lm-eval tasks as YAML files; their content is part of the fingerprint, and so are what they include,
+    the Python files of their `!function`s and the local files of their data."""
 
     @model_validator(mode="after")
     def _judged(self) -> Self:

@@ -15,8 +15,9 @@ from pydantic import Field
 from stages.problems.episode import Problem
 from stages.problems.ngrams import Questions
 from stages.problems.sources import ProblemSource
+from stages.problems.task_files import TaskFile
 from stages.problems.templates import Example
-from stages.store.config import ADDED, Config, ExternalPath, StageConfig
+from stages.store.config import ADDED, Config, StageConfig
 
 
 class Decontamination(Config):
@@ -28,7 +29,7 @@ class Decontamination(Config):
     """Sources whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
     tasks: tuple[str, ...] | None = None
     """lm-eval tasks, by name, whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
-    task_files: tuple[ExternalPath, ...] | None = None
+    task_files: tuple[TaskFile, ...] | None = None
     """lm-eval tasks, as YAML files, whose questions are kept out; by default those of all the recipe's `evaluate` stages."""
 
 

@@ -11,13 +11,11 @@ import copy
 import importlib.util
 import json
 import operator
-import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -26,6 +24,7 @@ from stages.problems.columns import Chosen
 from stages.problems.rows import Row
 from stages.store.errors import ExitStatus, UserError
 from stages.store.suggest import nearest
+from stages.store.user_code import child_environment
 
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 """Where tasks of many right answers keep one of them."""
@@ -69,11 +68,10 @@ def gym_rows(source: GymSource, where: str) -> Iterator[Row]:
     task or one of its settings does not exist.
     """
     _check_installed(where)
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "stages.problems.gym"],
         input=json.dumps({"source": source.model_dump(mode="json"), "where": where}),
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths)},
+        env={**child_environment(), "PYTHONHASHSEED": "0"},
         capture_output=True,
         encoding="utf-8",
         check=False,

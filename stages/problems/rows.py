@@ -1,7 +1,14 @@
-"""Rows of data files: each is a mapping of columns or the reason why it is not one, with its line number."""
+"""Rows of data files: each is a mapping of columns or the reason why it is not one, with its line number.
+
+A file is read lazily, so that its first rows cost little. Whether a .json or .jsonl file holds a list or a row per line is seen
+from its content: both endings are used for both.
+"""
 
 import csv
+import decimal
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +41,51 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         yield from reader(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), mend="mend or replace the file") from error
+        raise UserError(f"cannot be read ({error})", where=str(path), mend="repair or replace the file") from error
 
 
 def _row(number: int, value: Any) -> Row:
     return Row(number, value) if isinstance(value, dict) else Row(number, {}, "not a JSON object")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of rows, or a row per line."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if start.decode(json.detect_encoding(start), "replace").lstrip("\ufeff \t\r\n").startswith("["):
+        return _list(path)
+    if path.suffix.lower() != ".json" or _begins_with_lines(path):
+        return _lines(path)
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})", where=str(path), mend="fix the syntax there") from error
+    raise UserError("not a list of rows", where=str(path), mend="put the rows into one JSON list, or one row on each line")
+
+
+def _begins_with_lines(path: Path) -> bool:
+    """Whether the first two lines with anything on them are a JSON object each; one object alone is a document."""
+    objects = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                if not isinstance(json.loads(line), dict):
+                    return False
+            except (ValueError, RecursionError):
+                return False
+            objects += 1
+            if objects == 2:
+                return True
+    return False
+
+
+def _lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:  # decoded line by line: one line in another encoding spoils only itself
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -54,22 +98,43 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 yield _row(number, value)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _list(path: Path) -> Iterator[Row]:
+    """The rows of one JSON list, decoded one by one."""
+    content = path.read_bytes()
+    text = content.decode(json.detect_encoding(content), "surrogatepass").removeprefix("\ufeff")
+    place = _after_space(text, _after_space(text, 0) + 1)  # behind the bracket
+    number, more = 0, text[place : place + 1] != "]"
     try:
-        document = json.loads(path.read_bytes())
+        while more:
+            number += 1
+            value, end = _DECODER.raw_decode(text, place)
+            yield _row(number, value)
+            end = _after_space(text, end)
+            if text[end : end + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
+            more = text[end] == ","
+            place = _after_space(text, end + 1) if more else end
+        if _after_space(text, place + 1) != len(text):
+            raise json.JSONDecodeError("Extra data", text, place + 1)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=str(path), mend="mend the syntax there") from error
-    if not isinstance(document, list):
-        raise UserError("not a list of rows", where=str(path), mend="put the rows into one JSON list, or use .jsonl")
-    for number, value in enumerate(document, start=1):
-        yield _row(number, value)
+        raise UserError(f"not JSON ({error})", where=str(path), mend="fix the syntax there") from error
+
+
+def _after_space(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # 131,072 characters by default: less than a long answer
     with path.open(encoding="utf-8-sig", newline="") as file:
         # Strict: a quote that is never closed would swallow the rest of the file in silence.
         reader = csv.DictReader(file, strict=True)
         try:
+            names = reader.fieldnames or ()
+            if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+                what = f"the head line names the column `{twice[0]}` twice"
+                raise UserError(what, where=str(path), mend="rename or remove one: the last would win")
             for values in reader:
                 # More columns: a comma in a text that is not quoted has moved what comes after it.
                 wrong = "more" if None in values else "fewer" if None in values.values() else ""
@@ -77,7 +142,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 yield Row(reader.line_num, {} if wrong else values, fault)
         except csv.Error as error:
             what = f"not CSV ({error})"
-            raise UserError(what, where=f"{path}: line {reader.line_num}", mend="mend the quotes there") from error
+            raise UserError(what, where=f"{path}: line {reader.line_num}", mend="fix the quotes there") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -89,13 +154,32 @@ def _parquet(path: Path) -> Iterator[Row]:
             batches = file.iter_batches(batch_size=1024)
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, values in enumerate(rows, start=1):
-                yield Row(number, values)
+                yield Row(number, plain_values(values))
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not Arrow's: times that Python cannot say
-        raise UserError(f"not a parquet file ({error})", where=str(path), mend="mend or replace the file") from error
+        raise UserError(f"not a parquet file ({error})", where=str(path), mend="repair or replace the file") from error
+
+
+def plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of Arrow's with its decimal numbers (decimal128) as those that JSON has.
+
+    >>> plain_values({"a": decimal.Decimal("72.00"), "b": decimal.Decimal("0.25"), "c": "x"})
+    {'a': 72, 'b': 0.25, 'c': 'x'}
+    """
+    return {name: _plain(value) if isinstance(value, decimal.Decimal) else value for name, value in values.items()}
+
+
+def _plain(value: decimal.Decimal) -> int | float | str:
+    """An integer where it is one, a float where one has the same digits, else its text."""
+    if not value.is_finite():
+        return float(value)
+    if value == value.to_integral_value():
+        return int(value)
+    return float(value) if decimal.Decimal(repr(float(value))) == value else format(value, "f")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
+    ".jsonl": _json,
+    ".ndjson": _json,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,

@@ -20,7 +20,7 @@ from stages.problems.episode import Problem, ProblemVerifier
 from stages.problems.gym import GymSource, gym_rows
 from stages.problems.mixture import draw, shares_of
 from stages.problems.pass_rate import keep_by_pass_rate
-from stages.problems.rows import Row, read_rows
+from stages.problems.rows import Row, plain_values, read_rows
 from stages.problems.toy import ToySource, toy_problems
 from stages.store.config import Config, ExternalPath
 from stages.store.errors import UserError
@@ -262,4 +262,4 @@ def _hub_rows(source: HubSource, where: str) -> Iterator[Row]:
             mend="check name, config, split, revision and the network; offline, use `source: file` with a downloaded file",
         ) from error
     for number, values in enumerate(rows, start=1):
-        yield Row(number, dict(values))
+        yield Row(number, plain_values(dict(values)))

@@ -1,8 +1,9 @@
 """Rewards of the user's own: any `module:function`, in a killable process of its own.
 
 The function is given one answer as a dict: `question`, `reference`, `text` (thinking and all), `answer` (the final one, or
-None), `truncated`, `tokens` (how many), `metadata` (of the problem, or None). It returns a number, or None where there is
-nothing to be measured. The fingerprint knows its name, not its code: after a change run the stage with `--fresh`.
+None), `truncated`, `tokens` (how many), `metadata` (of the problem, or None). It returns a number of any kind (a NumPy scalar
+and a tensor of no dimension too), or None where there is nothing to be measured. The fingerprint knows its name, not its code:
+after a change run the stage with `--fresh`.
 """
 
 import json
@@ -26,11 +27,11 @@ def function_parts(rewards: Rewards, episodes: Sequence[Episode]) -> list[dict[s
     Raises UserError when a function cannot be loaded.
     """
     found: list[dict[str, float] | None] = [{} for _ in episodes]
-    requests = [[_given(rewards, episode)] for episode in episodes]
+    requests = [[answer_fields(rewards, episode)] for episode in episodes]
     for name, reward in rewards.functions.items():
         pool = shared_pool(reward.function, rewards.limits(), rewards.verify_processes)
         for index, reply in enumerate(pool.ask(requests)):
-            value, fault = _number(reply)
+            value, fault = number_of(reply)
             if fault:
                 _tell(name, fault)
                 found[index] = None
@@ -39,7 +40,8 @@ def function_parts(rewards: Rewards, episodes: Sequence[Episode]) -> list[dict[s
     return found
 
 
-def _given(rewards: Rewards, episode: Episode) -> dict[str, Any]:
+def answer_fields(rewards: Rewards, episode: Episode) -> dict[str, Any]:
+    """What a function is called with."""
     problem = episode.problem
     return {
         "question": problem.question,
@@ -52,13 +54,22 @@ def _given(rewards: Rewards, episode: Episode) -> dict[str, Any]:
     }
 
 
-def _number(reply: Reply) -> tuple[float | None, str]:
+def number_of(reply: Reply) -> tuple[float | None, str]:
     """A finite number or None, and what is wrong when it is neither."""
     if reply.fault or reply.value is None:
         return None, reply.fault
-    if not isinstance(reply.value, int | float) or not math.isfinite(reply.value):
-        return None, f"{reply.value!r} is not a number"
-    return float(reply.value), ""
+    try:
+        value = float(reply.value) if isinstance(reply.value, int | float) else math.nan
+    except OverflowError:  # an integer beyond the largest float
+        value = math.inf
+    if not math.isfinite(value):
+        return None, f"{_shown(reply.value)} is not a number"
+    return value, ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} …"
 
 
 def _tell(name: str, fault: str) -> None:

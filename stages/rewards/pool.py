@@ -14,12 +14,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from stages.rewards.user_fault import Fault
 from stages.rewards.worker import ENDED, MISTAKE, READY
 from stages.store import heartbeat
 from stages.store.errors import UserError
+from stages.store.secrets import without_keys
+from stages.store.user_code import VARIABLE, child_environment, inherited_code_folders
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
@@ -51,8 +53,8 @@ class Reply:
 class Worker:
     """One process that serves one request at a time."""
 
-    def __init__(self, function: str, limits: Limits) -> None:
-        self.function, self.limits = function, limits
+    def __init__(self, function: str, limits: Limits, folders: Sequence[str]) -> None:
+        self.function, self.limits, self.folders = function, limits, folders
         self.copy: int | None = None
         """Process id of the copy that serves; it changes when one is ended."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,14 +114,13 @@ class Worker:
         limits = self.limits
         numbers = [str(limits.cpu_s), str(limits.wall_s), str(limits.memory_bytes)]
         command = [sys.executable, "-m", "stages.rewards.worker", self.function, *numbers]
-        root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            # What a model or a user's module does there must not have the keys.
+            env={**without_keys(child_environment()), VARIABLE: json.dumps(list(self.folders))},
             process_group=0,  # its copies die with it
         )
         assert process.stdin is not None
@@ -132,8 +133,12 @@ class Worker:
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
-                mend = "write module:function, of a module that Python can import from the working directory"
-                raise UserError(f"`{self.function}` cannot be loaded ({rest})", where="rewards", mend=mend)
+                fault = Fault.from_json(rest)
+                mend = f"write module:function, of a module in {' or '.join(self.folders)}, or of an installed package"
+                if fault.file:
+                    mend = "fix it there"
+                what = f"`{self.function}` cannot be loaded ({fault.error})"
+                raise UserError(what, where=fault.place or "rewards", mend=mend)
             if word == READY:
                 self.copy = int(rest)
                 return True
@@ -178,9 +183,13 @@ class Worker:
 class Pool:
     """Workers that share requests among them. Processes start with the first request and stay for the next ones."""
 
-    def __init__(self, function: str, limits: Limits, processes: int = 2) -> None:
-        """`function`: `module:function`, called with JSON values; its module may have a `warm()`."""
-        self.workers = [Worker(function, limits) for _ in range(processes)]
+    def __init__(self, function: str, limits: Limits, processes: int = 2, folders: Sequence[str] | None = None) -> None:
+        """`function`: `module:function`, called with JSON values; its module may have a `warm()`.
+
+        `folders`: the code folders, which are last on the workers' `sys.path`; None: those of this process.
+        """
+        code_folders = inherited_code_folders() if folders is None else tuple(folders)
+        self.workers = [Worker(function, limits, code_folders) for _ in range(processes)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self.workers:
             self._free.put(worker)

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from stages.rewards import sandbox_boot
 from stages.rewards.sandbox_calls import REFUSED, call_filter
 from stages.rewards.sandbox_watch import Ended, Limits, SandboxFailed, Supervisor
-from stages.store.config import ADDED, EXECUTION, Config
+from stages.store.config import ADDED, EXECUTION, Config, Expanded
 from stages.store.errors import UserError
 
 WHERE = "rewards.sandbox"
@@ -42,7 +42,7 @@ class Sandbox(Config):
     isolation: Annotated[Literal["bubblewrap", "unsafe-none"], EXECUTION] = "bubblewrap"
     """`unsafe-none` runs what the model wrote with your rights and your network, under limits alone: only in a container or
     virtual machine that may break. `rewards.sandbox: unsafe-none` says the same."""
-    python: Annotated[str | None, EXECUTION] = None
+    python: Annotated[Annotated[str, Expanded] | None, EXECUTION] = None
     """Interpreter of the judged programs, such as `/usr/bin/python3`; by default the one that this environment was made with.
     Programs see its standard library and what is installed beside it, nothing of a virtual environment."""
     parallel: Annotated[int | None, EXECUTION] = Field(default=None, ge=1)

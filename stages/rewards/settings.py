@@ -11,14 +11,15 @@ from stages.rewards.language import Detection, Language
 from stages.rewards.pool import Limits
 from stages.rewards.sandbox import Sandbox, ready
 from stages.rewards.tags import AnswerPlace
-from stages.store.config import ADDED, EXECUTION, Config, ExternalPath, ModelRef
+from stages.store.config import ADDED, EXECUTION, Config, ExternalPath, ModelRef, UserFunction
 
 
 class FunctionReward(Config):
     """A reward of the user's own."""
 
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`module:function`, importable from the working directory; stages/rewards/functions.py says what it is given."""
+    function: UserFunction = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:function`, of a file beside the recipe, in the working directory, or of an installed package. The file, and what
+    it imports from these folders, is part of the fingerprint; stages/rewards/functions.py says what the function is given."""
     weight: float = 1.0
     """Weight of its number; 0 only measures."""
 

@@ -18,6 +18,11 @@ from typing import Any
 
 import psutil
 
+from stages.rewards.plain_number import plain_number
+from stages.rewards.user_fault import Fault, fault_of
+from stages.store.errors import UserError
+from stages.store.user_code import check_not_hidden, inherited_code_folders, use_code_folders
+
 READY, ENDED, MISTAKE = "ready", "ended", "mistake"
 """First words of what is told between replies: a copy is there (with its process id), one has ended, there can be none."""
 
@@ -33,13 +38,15 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     told = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
     logging.disable(logging.WARNING)
+    use_code_folders(inherited_code_folders())
     try:
         called = load(function)
-    except (ImportError, AttributeError, TypeError) as error:
-        _tell(told, f"{MISTAKE} {error}")
+        if (warm := getattr(sys.modules[called.__module__], "warm", None)) is not None:
+            warm()
+    except BaseException as error:  # noqa: BLE001 - a user's module may do anything when it is imported, `sys.exit()` too
+        fault = Fault(str(error)) if isinstance(error, UserError) else fault_of(error)
+        _tell(told, f"{MISTAKE} {fault.as_json()}")
         return 2
-    if (warm := getattr(sys.modules[called.__module__], "warm", None)) is not None:
-        warm()
     if memory_bytes:
         # Libraries reserve far more than they use (threads, CUDA), and more of it the more cores there are.
         most = psutil.Process().memory_info().vms + memory_bytes
@@ -58,9 +65,10 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
 def load(function: str) -> Called:
     """The function that `module:function` names.
 
-    Raises ImportError, AttributeError or TypeError when there is none.
+    Raises ImportError, AttributeError or TypeError when there is none, UserError when an installed module hides the user's.
     """
     module, _, name = function.partition(":")
+    check_not_hidden(module, inherited_code_folders())
     found = getattr(import_module(module), name)
     if not callable(found):
         raise TypeError(f"`{function}` cannot be called")
@@ -78,12 +86,19 @@ def _serve(called: Called, told: int, cpu_s: float, wall_s: float) -> None:
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
             signal.setitimer(signal.ITIMER_REAL, wall_s)
             try:
-                reply = json.dumps([number, called(*arguments), ""])
+                reply = _reply(number, called(*arguments))
             except Exception as error:  # noqa: BLE001 - whatever a verifier raises is its having no verdict
-                reply = json.dumps([number, None, f"{type(error).__name__}: {error}"[:300]])
+                reply = json.dumps([number, None, str(fault_of(error))])
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _tell(told, reply)
+
+
+def _reply(number: int, value: Any) -> str:
+    try:
+        return json.dumps([number, value, ""], default=plain_number)
+    except (TypeError, ValueError, RecursionError) as error:  # a value that JSON does not have
+        return json.dumps([number, None, str(error)[:300] or type(error).__name__])
 
 
 def _tell(told: int, line: str) -> None:

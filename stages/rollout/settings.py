@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.store.config import EXECUTION, Config
+from stages.store.config import EXECUTION, Config, Expanded
 
 Decoder = Literal["auto", "compiled", "torch"]
 
@@ -20,7 +20,7 @@ class RolloutSettings(Config):
     decoder: Annotated[Decoder, EXECUTION] = "auto"
     """How the torch engine takes a step of decoding: `compiled` by the machine's C++ compiler (a CPU, float32, Llama or Qwen;
     1.5 to 3 times as fast), `torch` by PyTorch alone, `auto` compiled where it can be. They differ by rounding."""
-    vllm_python: Annotated[str | None, EXECUTION] = None
+    vllm_python: Annotated[Annotated[str, Expanded] | None, EXECUTION] = None
     """The interpreter of vLLM's own environment; null: the one of `make vllm`, .venv-vllm/bin/python in the clone."""
     memory_share: Annotated[float | None, EXECUTION] = Field(default=None, gt=0, lt=1)
     """On a GPU the share of its memory for vLLM's weights, keys and values (null: 0.3, for the trainer is there too; 0.9 with

@@ -2,12 +2,15 @@
 
 Every field has its doc string under it. A field is *semantic* (part of the stage's fingerprint) unless it is marked with
 `EXECUTION` (launcher, threads, checkpoint interval), or names an input (`ModelRef`, `DatasetRef`, `ReportRef`) or a file
-(`ExternalPath`), whose content's digest takes its place.
+(`ExternalPath`), whose content's digest takes its place. The name of a function of the user's (`UserFunction`) is semantic, and
+so are the files that it is imported from (stages/store/user_files.py).
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -31,6 +34,19 @@ class StageInput:
 @dataclass(frozen=True)
 class ExternalFile:
     """Marks a field that names a file or folder of the user's; its content's digest goes into the fingerprint."""
+
+    parts: Callable[[Path, Sequence[str]], Mapping[str, Path]] = lambda *_: {}
+    """Further files and folders that the file stands for (what it includes): name -> path. Takes its path and the code folders;
+    raises UserError for one that is missing."""
+    only: Callable[[str], bool] = lambda _: True
+    """Whether a value names a file of the user's, and not something that the program brings."""
+    settings: bool = False
+    """Whether it says how something is computed. What is computed from, data and models, is all else."""
+
+
+@dataclass(frozen=True)
+class ImportedFunction:
+    """Marks a semantic field that names a function, `module:function`; the user's files that its import reads count too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,24 @@ DatasetRef = Annotated[str, StageInput("dataset")]
 ReportRef = Annotated[str, StageInput("report")]
 CheckpointRef = Annotated[str, StageInput("checkpoint"), AfterValidator(_checkpoint)]
 """`STAGE@STEP`."""
-ExternalPath = Annotated[str, ExternalFile()]
+
+
+def expanded_path(text: str) -> str:
+    """A path whose leading `~` or `~user` is replaced by that home.
+
+    Raises ValueError when there is no such home: a folder that is called `~` is never meant.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 - leaves the rest of the text as it is
+    if path.startswith("~") and not os.path.lexists(path):
+        raise ValueError(f"`{path.partition('/')[0]}` is not a home folder known here; write the path in full")
+    return path
+
+
+Expanded = AfterValidator(expanded_path)
+"""For fields that name a file."""
+ExternalPath = Annotated[str, Expanded, ExternalFile()]
+UserFunction = Annotated[str, ImportedFunction()]
+"""`module:function`."""
 
 
 class Config(BaseModel):
@@ -86,7 +119,7 @@ class Compute(Config):
     """Network interface between the machines, such as `eth0`; null: that of the way to `rendezvous` (NCCL chooses its own)."""
     join_s: float = Field(default=600.0, gt=0)
     """Seconds that machines wait for each other before a stage begins."""
-    manifest: str | None = None
+    manifest: Annotated[str, Expanded] | None = None
     """The JobSet that the launcher `kubernetes` fills in: image, volumes, GPUs; null: infra/kubernetes/stage.yaml."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of each process; by default the machine's cores divided by `processes`."""
@@ -121,18 +154,21 @@ class StageConfig(Config):
     """Processes, threads and device."""
 
 
-def _marker(metadata: Any) -> Execution | StageInput | ExternalFile | None:
-    return next((m for m in metadata if isinstance(m, Execution | StageInput | ExternalFile)), None)
+Marker = Execution | StageInput | ExternalFile | ImportedFunction
 
 
-def _annotation_marker(annotation: Any) -> Execution | StageInput | ExternalFile | None:
+def _marker(metadata: Any) -> Marker | None:
+    return next((m for m in metadata if isinstance(m, Marker)), None)
+
+
+def _annotation_marker(annotation: Any) -> Marker | None:
     """The marker anywhere inside an annotation, such as `dict[str, ReportRef]` or `ExternalPath | None`."""
     if (found := _marker(getattr(annotation, "__metadata__", ()))) is not None:
         return found
     return next((m for m in map(_annotation_marker, get_args(annotation)) if m is not None), None)
 
 
-def field_marker(model: type[BaseModel], name: str) -> Execution | StageInput | ExternalFile | None:
+def field_marker(model: type[BaseModel], name: str) -> Marker | None:
     """How the field `name` of `model` is marked; None means semantic."""
     field = model.model_fields[name]
     return _marker(field.metadata) or _annotation_marker(field.annotation)
@@ -141,7 +177,7 @@ def field_marker(model: type[BaseModel], name: str) -> Execution | StageInput | 
 def semantic(value: Any) -> Any:
     """The part of a configuration that decides the result, as plain JSON values."""
     if isinstance(value, BaseModel):
-        names = (n for n in type(value).model_fields if field_marker(type(value), n) is None)
+        names = (n for n in type(value).model_fields if isinstance(field_marker(type(value), n), ImportedFunction | None))
         return {name: semantic(getattr(value, name)) for name in names if not _added_and_unsaid(value, name)}
     if isinstance(value, dict):
         return {key: semantic(item) for key, item in value.items()}
@@ -197,4 +233,14 @@ def checkpoint_inputs(config: StageConfig) -> dict[str, int]:
 
 def external_paths(config: StageConfig) -> dict[str, str]:
     """Role (dotted path of the field) -> path of a file or folder of the user's."""
-    return {path: text for path, text, _ in marked(config, ExternalFile)}
+    return {path: text for path, text, marker in marked(config, ExternalFile) if marker.only(text)}
+
+
+def external_files(config: StageConfig) -> dict[str, tuple[Path, ExternalFile]]:
+    """The same with what is known of the field."""
+    return {path: (Path(text), marker) for path, text, marker in marked(config, ExternalFile) if marker.only(text)}
+
+
+def user_functions(config: StageConfig) -> dict[str, str]:
+    """Role (dotted path of the field) -> `module:function` of a reward of the user's."""
+    return {path: text for path, text, _ in marked(config, ImportedFunction)}

@@ -115,6 +115,10 @@ class Runs:
         generation = newest + 1 if fresh else max(newest, 1)
         return StageFolder(self.path / "stages" / (base if generation == 1 else f"{base}-g{generation}"))
 
+    def stages(self, kind: str) -> list[Path]:
+        """The folders of all computations of a kind."""
+        return sorted((self.path / "stages").glob(f"{kind}-*"))
+
     def new_pipeline(self, name: str) -> "PipelineFolder":
         """Make the folder of a new pipeline run, `<name>-<date>-<n>`."""
         stem = f"{name}-{time.strftime('%Y%m%d')}"

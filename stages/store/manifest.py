@@ -31,6 +31,8 @@ class InputRecord(BaseModel):
     """Where it lay; information only, never part of a fingerprint."""
     stage: str | None = None
     """Folder name of the stage that made it; None for a file of the user's."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Of settings and code of the user's: name (of a module, dotted) -> sha256 of each file. Empty for data and models."""
 
 
 class StageRecord(Sealed):
@@ -41,6 +43,8 @@ class StageRecord(Sealed):
     fingerprint: str
     config: dict[str, Any]
     inputs: dict[str, InputRecord]
+    code_folders: list[str] = Field(default_factory=list)
+    """Absolute paths in which modules of the user's are searched; never part of a fingerprint. Empty: the working folder."""
 
 
 class Manifest(Sealed):

@@ -100,6 +100,19 @@ def known() -> Secrets:
     return Secrets(os.environ, frozenset(_declared))
 
 
+def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables that hold a secret, for processes that run code of others.
+
+    >>> without_keys({"PATH": "/bin", "HF_TOKEN": "s3cr3t", "DATABASE": "postgresql://me:hush@host/", "SSH_AUTH_SOCK": "/s"})
+    {'PATH': '/bin'}
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (_says_so(name) or name in _declared or name == "SSH_AUTH_SOCK" or _ADDRESS.search(value))
+    }
+
+
 def redact(text: str) -> str:
     """`Secrets.redact` with this process's secrets."""
     return known().redact(text)

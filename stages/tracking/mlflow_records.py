@@ -91,7 +91,7 @@ def sampled_answers(folder: StageFolder) -> dict[str, list[Any]]:
 
 def _is_data(item: InputRecord) -> bool:
     path = Path(item.path)
-    return path.name == "dataset" or (item.stage is None and path.suffix in DATA_SUFFIXES)
+    return path.name == "dataset" or (item.stage is None and not item.files and path.suffix in DATA_SUFFIXES)
 
 
 def _dataset(role: str, item: InputRecord, context: str) -> DatasetInput:
