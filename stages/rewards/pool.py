@@ -25,6 +25,8 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
+LONGEST_REPLY = 1 << 20
+"""Bytes of a reply; a longer one is not read to its end."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -76,11 +78,12 @@ class Worker:
             if line.startswith(ENDED):
                 self.copy = None  # the next request waits for the new one
                 return Reply(fault=ENDED)
-            with contextlib.suppress(ValueError):
-                number, value, fault = json.loads(line)
-                if number == self._number:
-                    return Reply(value, fault)
+            if (reply := read_reply(line, self._number)) is not None:
+                return reply
             line = self._line(process, deadline)
+        if len(self._buffer) > LONGEST_REPLY:
+            self.end()  # the rest of the reply must not be taken for the next one
+            return Reply(fault=f"a reply of more than {LONGEST_REPLY} bytes")
         if self.copy is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.copy, signal.SIGKILL)
@@ -129,7 +132,12 @@ class Worker:
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + START_LIMIT_S
-        while (line := self._line(process, deadline)) is not None:
+        while (line := self._line(process, min(deadline, time.monotonic() + 1.0))) is not None or (
+            # Its pipe may stay open when it is dead, in a process that a function has started.
+            process.poll() is None and time.monotonic() < deadline and len(self._buffer) <= LONGEST_REPLY
+        ):
+            if line is None:
+                continue
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
@@ -163,12 +171,14 @@ class Worker:
         return True
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        """The next line, or None when the deadline passes or the process ends first."""
+        """The next line, or None when the deadline passes, the process ends, or `LONGEST_REPLY` is passed first."""
         assert process.stdout is not None
         pipe = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
+                if len(self._buffer) > LONGEST_REPLY:
+                    return None
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     return None
@@ -178,6 +188,20 @@ class Worker:
                 self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace")
+
+
+def read_reply(line: str, number: int) -> Reply | None:
+    """The reply to request `number` in a line; None for a reply to another request, and for what is no reply.
+
+    A function can reach the pipe of the replies, so a line may hold anything.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(found, list) and len(found) == 3 and found[0] == number and isinstance(found[2], str)):
+        return None
+    return Reply(found[1], found[2])
 
 
 class Pool:
