@@ -25,8 +25,6 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
-LONGEST_REPLY = 1 << 20
-"""Bytes of a reply; a longer one is not read to its end."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -41,6 +39,8 @@ class Limits:
     """Seconds by the clock, for what waits instead of computing."""
     memory_bytes: int = 0
     """Address space that a process may take beside what loading the function took; 0: no limit."""
+    reply_bytes: int = 1 << 20
+    """Bytes of a reply; a longer one is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Reply:
 class Worker:
     """One process that serves one request at a time."""
 
-    def __init__(self, function: str, limits: Limits, folders: Sequence[str]) -> None:
+    def __init__(self, function: str, limits: Limits, folders: Sequence[str] = ()) -> None:
         self.function, self.limits, self.folders = function, limits, folders
         self.copy: int | None = None
         """Process id of the copy that serves; it changes when one is ended."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer, self._number = b"", 0
+        self._buffer, self._number = bytearray(), 0
 
     def ask(self, arguments: Sequence[Any]) -> Reply:
         """The function's value; a fault when it raises, passes a limit or its process dies, and then there is a new one.
@@ -81,9 +81,9 @@ class Worker:
             if (reply := read_reply(line, self._number)) is not None:
                 return reply
             line = self._line(process, deadline)
-        if len(self._buffer) > LONGEST_REPLY:
+        if len(self._buffer) > self.limits.reply_bytes:
             self.end()  # the rest of the reply must not be taken for the next one
-            return Reply(fault=f"a reply of more than {LONGEST_REPLY} bytes")
+            return Reply(fault=f"a reply of more than {self.limits.reply_bytes} bytes")
         if self.copy is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.copy, signal.SIGKILL)
@@ -100,7 +100,7 @@ class Worker:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
             self._process.wait()
-            self._process, self.copy, self._buffer = None, None, b""
+            self._process, self.copy, self._buffer = None, None, bytearray()
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The process, with a copy that serves."""
@@ -134,7 +134,7 @@ class Worker:
         deadline = time.monotonic() + START_LIMIT_S
         while (line := self._line(process, min(deadline, time.monotonic() + 1.0))) is not None or (
             # Its pipe may stay open when it is dead, in a process that a function has started.
-            process.poll() is None and time.monotonic() < deadline and len(self._buffer) <= LONGEST_REPLY
+            process.poll() is None and time.monotonic() < deadline and len(self._buffer) <= self.limits.reply_bytes
         ):
             if line is None:
                 continue
@@ -171,13 +171,14 @@ class Worker:
         return True
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        """The next line, or None when the deadline passes, the process ends, or `LONGEST_REPLY` is passed first."""
+        """The next line, or None when the deadline passes, the process ends, or the longest reply is passed first."""
         assert process.stdout is not None
         pipe = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if len(self._buffer) > LONGEST_REPLY:
+            end = self._buffer.find(b"\n")
+            while end < 0:
+                if len(self._buffer) > self.limits.reply_bytes:
                     return None
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
@@ -185,9 +186,12 @@ class Worker:
                 part = os.read(pipe, 1 << 16)
                 if not part:
                     return None
+                searched = len(self._buffer)
                 self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode(errors="replace")
+                end = self._buffer.find(b"\n", searched)
+        line = self._buffer[:end].decode(errors="replace")
+        del self._buffer[: end + 1]
+        return line
 
 
 def read_reply(line: str, number: int) -> Reply | None:

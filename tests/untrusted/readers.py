@@ -63,6 +63,12 @@ class Reader:
     """Whether the value for a text is one that the function promises."""
     place: Callable[[str], str] = str
     """Puts a text where the function looks: in the thinking, in the answer, in a box."""
+    cost: int = 1
+    """What a call costs, in calls of a plain function: fewer and larger texts are drawn for a reader that writes files."""
+    slow: float = 1.0
+    """How much more time than others it takes for a large text; it is linear all the same."""
+    unlike: tuple[str, ...] = ()
+    """Patterns that it is not timed with."""
 
 
 def plain(call: Callable[[Any, str], Any] = lambda f, text: f(text), **fields: Any) -> Reader:
@@ -354,6 +360,9 @@ def _problem_numbers(function: Any, text: str) -> dict[str, float]:
     return numbers
 
 
+SORTED_MARKS = ("marks", "mixed marks")
+"""CPython's normalization sorts a run of combining marks by insertion. What is normalized are questions, which a model does not
+write."""
 READERS: dict[str, Reader] = {
     "stages.store.unicode_text:replace_surrogates": plain(
         holds=lambda _, value: bool(value.encode("utf-8", "strict")) or value == ""
@@ -376,7 +385,7 @@ READERS: dict[str, Reader] = {
     "stages.rewards.language:language_share": plain(
         lambda f, text: max((f(text, name) or 0.0 for name in ("english", "chinese", "digits")), default=0.0), holds=is_share
     ),
-    "stages.rewards.language:readable": plain(lambda f, text: f(text, "german", 0.5, "sentence"), holds=is_bool),
+    "stages.rewards.language:readable": plain(lambda f, text: f(text, "german", 0.5, "sentence"), holds=is_bool, slow=4.0),
     "stages.rewards.repetition:repetition": plain(lambda f, text: f(text, 8), holds=lambda _, value: -1.0 <= value <= 0.0),
     "stages.rewards.reflection:reflective_words": plain(holds=lambda text, value: 0 <= value <= len(text)),
     "stages.rewards.cost:too_big": plain(holds=is_bool),
@@ -387,7 +396,7 @@ READERS: dict[str, Reader] = {
     "stages.rewards.verifiers:judge": plain(
         lambda f, text: f(_asked(text, verifier="exact") + _asked(text, verifier="numeric"), _rewards()), holds=are_verdicts
     ),
-    "stages.rewards.score:score": Reader(_score, _are_scored, answer_of),
+    "stages.rewards.score:score": Reader(_score, _are_scored, answer_of, slow=3.0),
     "stages.rewards.score:same_answer": plain(
         lambda f, text: [f(text, "5", _rewards(verifier=name)) for name in ("exact", "numeric")],
         holds=lambda _, value: set(value) <= {True, False},
@@ -405,7 +414,7 @@ READERS: dict[str, Reader] = {
         holds=lambda _, value: value in ("right", "wrong", "none"),
     ),
     "stages.curation.filters:first_failure": Reader(
-        _failure, lambda _, value: all(v is None or v in _FILTERS for v in value), thinking_of
+        _failure, lambda _, value: all(v is None or v in _FILTERS for v in value), thinking_of, slow=3.0
     ),
     "stages.curation.filters:longest_paragraph": plain(holds=lambda text, value: 0 <= value <= len(text)),
     "stages.curation.filters:most_repeats": plain(
@@ -414,30 +423,34 @@ READERS: dict[str, Reader] = {
     "stages.curation.duplicates:grams": plain(
         lambda f, text: f(text, 5), holds=lambda _, value: bool((value[1:] > value[:-1]).all()) if len(value) > 1 else True
     ),
-    "stages.curation.duplicates:Finder.near": Reader(_near, lambda _, value: value == (False, True)),
-    "stages.curation.choose:fates": Reader(_choice, lambda _, value: sorted(value) == [0, 1, 2]),
+    "stages.curation.duplicates:Finder.near": Reader(_near, lambda _, value: value == (False, True), cost=12, slow=3.0),
+    "stages.curation.choose:fates": Reader(_choice, lambda _, value: sorted(value) == [0, 1, 2], cost=8, slow=3.0),
     "stages.curation.reply:read_whole": Reader(_reply, lambda _, value: len(json.dumps(value).encode()) > 0),
     "stages.curation.rewrite:Rewrite.messages": Reader(_messages, lambda _, value: b"Solution:" in value),
     "stages.curation.review:review_id": plain(lambda f, text: f("p", 0, text), holds=lambda _, value: len(value) == 16),
-    "stages.curation.review:write_review": Reader(_review, lambda _, value: value == [True, True]),
+    "stages.curation.review:write_review": Reader(_review, lambda _, value: value == [True, True], cost=12),
     "stages.evals.headline:problem_metrics": Reader(_problem_numbers, are_finite, answer_of),
     "stages.evals.headline:answer_metrics": plain(lambda f, text: f([group(text, text)]), holds=are_finite),
     "stages.evals.statistics:majority_credit": Reader(_vote, lambda _, value: 0.0 <= value <= 1.0),
-    "stages.problems.ngrams:words": plain(holds=are_words),
-    "stages.problems.ngrams:tokens": plain(holds=are_words),
-    "stages.problems.ngrams:Questions.find": Reader(_found, lambda _, value: len(value) == 2),
-    "stages.problems.decontamination:without_leaks": Reader(_leaks, lambda _, value: value == 1),
+    "stages.problems.ngrams:words": plain(holds=are_words, unlike=SORTED_MARKS),
+    "stages.problems.ngrams:tokens": plain(holds=are_words, unlike=SORTED_MARKS, slow=2.0),
+    "stages.problems.ngrams:Questions.find": Reader(
+        _found, lambda _, value: len(value) == 2, unlike=SORTED_MARKS, slow=6.0, cost=4
+    ),
+    "stages.problems.decontamination:without_leaks": Reader(
+        _leaks, lambda _, value: value == 1, unlike=SORTED_MARKS, slow=3.0, cost=2
+    ),
     "stages.problems.columns:last_boxed": plain(holds=is_part),
-    "stages.rollout.records:write_groups": Reader(_records, lambda _, value: value is True),
+    "stages.rollout.records:write_groups": Reader(_records, lambda _, value: value is True, cost=12),
     "stages.report.text:shown": Reader(_shown_on_page, _harmless_on_page),
-    "stages.tracking.mlflow_records:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True),
+    "stages.tracking.mlflow_records:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True, cost=20),
     "flows.printable:printable": plain(holds=is_seen),
     "flows.printable:printable_json": Reader(_document, lambda text, value: value == json.loads(json.dumps(text))),
     "flows.printable:one_line": plain(
         holds=lambda text, value: is_seen(text, value) and "\n" not in value and len(value) <= 200
     ),
     "flows.rollouts:_lines": Reader(_plain_rows, _bars_hold),
-    "flows.rollouts:_panels": Reader(_panels, is_seen),
+    "flows.rollouts:_panels": Reader(_panels, is_seen, slow=8.0, cost=4),
     "flows.sample:_show": Reader(_printed, is_seen),
 }
 """Function -> how it is called."""
