@@ -1,7 +1,7 @@
 """The whole reading path of sampled texts, in batches: tokens, decoding, rewards, metrics, records, terminal, page, MLflow.
 
-`python -m tests.untrusted.reading_path 500000` sends that many generated texts through it and prints count, time and the slowest
-batch; an exception ends it with the seed of its batch. `--seed` and `--only` repeat a part of it.
+`python -m tests.untrusted.reading_path 500000` sends that many generated texts through it and prints count, time and the
+slowest batch; an exception ends it with the seed of its batch. `--seed` and `--only` repeat a part of it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.problems.episode import Episode, Group, Problem
-from tests.untrusted.readers import CHAIN
+from tests.untrusted.calls import CHAIN
 from tests.untrusted.texts import framed, random_text
 
 BATCH = 1000
@@ -51,7 +51,7 @@ class Tally:
 
 
 def byte_tokenizer() -> Any:
-    """A byte-level tokenizer without merges: every sequence of bytes is a sequence of its 256 tokens, as a policy may sample it."""
+    """A byte-level tokenizer without merges: every sequence of bytes is one of its 256 tokens, as a policy may sample it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -219,7 +219,8 @@ def main() -> int:
     tally = run(options.count, options.seed, report=True)
     print(
         f"{tally.texts} texts of {tally.characters / tally.texts:.0f} characters in {time.monotonic() - begun:.0f} s "
-        f"({tally.seconds:.0f} s of processor time); slowest batch of {BATCH}: {tally.slowest[0]:.1f} s (seed {tally.slowest[1]}), "
+        f"({tally.seconds:.0f} s of processor time); slowest batch of {BATCH}: {tally.slowest[0]:.1f} s "
+        f"(seed {tally.slowest[1]}), "
         f"slowest {SAMPLES} texts scored in {tally.slowest_group[0]:.2f} s ({tally.slowest_group[1]} characters); "
         f"{tally.pooled} by math-verify's processes; verdicts {tally.verdicts}"
     )

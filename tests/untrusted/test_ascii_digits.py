@@ -1,7 +1,7 @@
 """Digits are read as ASCII: a scan of the whole source for predicates and classes that also accept `²`, `½`, `①` or `٣`.
 
-`"²".isdigit()` is true and `float("²")` raises; `\\d` accepts every script's decimal digits, whose logarithm or text is not what
-the code after it expects. Where another script is meant, the place is listed below with the reason.
+`"²".isdigit()` is true and `float("²")` raises; `\\d` accepts every script's decimal digits, whose logarithm or text is not
+what the code after it expects. Where another script is meant, the place is listed below with the reason.
 """
 
 import ast
@@ -41,7 +41,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "stages/tracking/mlflow_records.py": {r"[^\w-]": "MLflow's names of models may have letters of any script"},
     "flows/compare.py": {r"[^\w.-]": "file names may have letters of any script"},
 }
-"""File -> a text of the source (a string constant, or a part of one) or the predicate's name -> why more than ASCII is meant."""
+"""File -> a part of a string constant of the source, or the predicate's name -> why more than ASCII is meant."""
 
 
 def findings(source: str) -> list[tuple[int, str]]:
@@ -62,9 +62,8 @@ def findings(source: str) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in PREDICATES:
             found.append((node.lineno, node.attr))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and CLASS.search(node.value):
-            if id(node) not in docstrings and id(node) not in ascii_only:
-                found.append((node.lineno, node.value))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | ascii_only:
+            found += [(node.lineno, node.value)] if CLASS.search(node.value) else []
     return found
 
 

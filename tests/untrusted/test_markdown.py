@@ -29,7 +29,7 @@ def check(text):
     assert re.sub(r"\s+", " ", shown) == re.sub(r"\s+", " ", f"{single_line(text).strip()}x"), ascii(text)
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
 @given(TEXTS)
 def test_escaped_text_is_plain_in_one_list_item(text):
     check(text)
@@ -48,7 +48,7 @@ def test_escaped_fragments_stay_in_their_table_cell():
         assert blocks.count("td_open") == 2, ascii(text)
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
 @given(TEXTS)
 def test_fenced_text_is_one_block(text):
     seen = "".join(c for c in text if c.isprintable() or c == "\n")

@@ -24,7 +24,8 @@ def test_half_a_million_texts_pass_the_whole_reading_path():
     tally = run(MANY, seed=0)
     check(tally, MANY)
     print(
-        f"{tally.texts} texts in {tally.seconds:.0f} s of processor time, slowest batch {tally.slowest}, group {tally.slowest_group}"
+        f"{tally.texts} texts in {tally.seconds:.0f} s of processor time, "
+        f"slowest batch {tally.slowest}, group {tally.slowest_group}"
     )
 
 

@@ -10,20 +10,35 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.untrusted.readers import NOT_SAMPLED, READERS, of
+from tests.untrusted.calls import of
+from tests.untrusted.readers import NOT_SAMPLED, READERS
 from tests.untrusted.texts import FRAGMENTS, TEXTS, large_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES, MANY = 60, 2000
 """Texts drawn for each reader, fast and slow."""
 SMALL, SMALL_S = 20_000, 0.6
-"""Characters of a patterned text in the fast test, and seconds of processor time for it: a quadratic reader takes longer."""
+"""Characters of a patterned text in the fast test, seconds of processor time for it: a quadratic reader takes longer."""
 LARGE, LARGE_S = 1_000_000, 6.0
 """The same in the slow test. A reader that is linear takes well under a second for most patterns."""
 SAMPLED_NAMES = {
-    "text", "texts", "thought", "answer", "answers", "completion", "completions", "raw", "program", "episode", "episodes", "group",
-    "groups", "asked", "pairs", "reply",
-}  # fmt: skip
+    "text",
+    "texts",
+    "thought",
+    "answer",
+    "answers",
+    "completion",
+    "completions",
+    "raw",
+    "program",
+    "episode",
+    "episodes",
+    "group",
+    "groups",
+    "asked",
+    "pairs",
+    "reply",
+}
 SAMPLED_TYPES = ("Episode", "list[Group]", "Sequence[Group]", "Completion", "Asked")
 PLACES = ("stages/rewards", "stages/curation", "stages/evals", "stages/grpo", "stages/rl", "stages/problems", "stages/report",
           "stages/store", "stages/tracking", "stages/rollout/records.py", "flows")  # fmt: skip
@@ -140,8 +155,8 @@ def sampled_parameters() -> dict[str, list[str]]:
             if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
                 visit(child, module, f"{prefix}{child.name}.")
             elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
-                if names := [a.arg for a in (*child.args.args, *child.args.kwonlyargs) if is_sampled(a)]:
-                    found[f"{module}:{prefix}{child.name}"] = names
+                names = [a.arg for a in (*child.args.args, *child.args.kwonlyargs) if is_sampled(a)]
+                found.update({f"{module}:{prefix}{child.name}": names} if names else {})
 
     for place in PLACES:
         path = ROOT / place

@@ -8,13 +8,27 @@ from stages.rewards.functions import function_parts, number_of
 from stages.rewards.pool import Limits, Pool, Reply, Worker, read_reply
 from stages.rewards.score import score
 from stages.rewards.settings import Rewards
+from tests.untrusted.calls import episode
 from tests.untrusted.hostile_functions import DEEDS
-from tests.untrusted.readers import episode
 
 FUNCTION = "tests.untrusted.hostile_functions:reward"
 WALL_S = 3.0
-HARMLESS = {"kill the parent", "close the input", "read the input", "print", "print to stdout's descriptor", "fork", "fork and wait", "write a number", "write null", "write an object",
-            "write brackets", "write a reply to another request", "write ready", "write bytes"}  # fmt: skip
+HARMLESS = {
+    "kill the parent",
+    "close the input",
+    "read the input",
+    "print",
+    "print to stdout's descriptor",
+    "fork",
+    "fork and wait",
+    "write a number",
+    "write null",
+    "write an object",
+    "write brackets",
+    "write a reply to another request",
+    "write ready",
+    "write bytes",
+}
 """After these the function's own value comes through: 1.0."""
 PATIENCE_S = 45.0
 """Seconds by the clock for a deed, the start of new processes on a busy machine included."""
