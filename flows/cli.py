@@ -12,6 +12,7 @@ from typing import NoReturn
 from flows.daily import add_daily_commands
 from flows.examples import EXAMPLES
 from stages.store.errors import ExitStatus, Interrupted, StageFailed, UserError
+from stages.store.proxies import check_proxies, keep_loopback_direct
 from stages.store.streams import without_secrets
 
 EXIT_SECONDS = 10.0
@@ -42,6 +43,8 @@ COMMANDS = {
 }
 """Command -> the function that does it: it takes the parsed options, gives exit status and JSON document, and writes text on
 standard output only without `--json`."""
+NETWORK = ("run", "resume", "stage", "study", "up", "deploy", "worker")
+"""Commands that speak HTTP whatever they are given."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -187,6 +190,18 @@ def _natural(text: str) -> int:
     return value
 
 
+def _expand_homes(options: argparse.Namespace) -> None:
+    """Replace a leading `~` in every option: a shell leaves it in `--runs=~/x`. Raises UserError for an unknown home."""
+    for name, value in vars(options).items():
+        if isinstance(value, str) and value.startswith("~"):
+            from stages.store.config import expanded_path
+
+            try:
+                setattr(options, name, expanded_path(value))
+            except ValueError as error:
+                raise UserError(str(error), where=name.replace("_", " ")) from error
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -235,6 +250,10 @@ def _main(arguments: list[str] | None) -> int:
     status, document = ExitStatus.DONE, None
     try:
         options = parser().parse_args(given)
+        _expand_homes(options)
+        if options.command in NETWORK:
+            check_proxies()
+        keep_loopback_direct()
         commands.stop_on_sigterm()
         module, _, function = COMMANDS[options.command].partition(":")
         status, document = getattr(importlib.import_module(module), function)(options)

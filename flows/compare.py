@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _show(document: dict[str, Any], runs: str) -> None:
     for name, remarks in document["remarks"].items():
         print("".join(f"\n{name}: {single_line(remark)}" for remark in remarks), end="\n" if remarks else "")
     print(f"\nfigure: {document['figure'] or 'none: the runs share no training stage'}")
-    print(f"MLflow: {document['address'] or f'none: start `r1 up --runs {runs}`'}")
+    print(f"MLflow: {document['address'] or f'none: start `r1 up --runs {shlex.quote(str(runs))}`'}")
 
 
 def _show_differences(differences: dict[str, Any], names: list[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _deploy(document: dict[str, Any], runs: Path, options: argparse.Namespace, a
     flow = "r1-stage" if options.stage else "r1-config"
     worker = f"PREFECT_API_URL={address} prefect worker start --pool {pool}"
     if options.pool_type == "process":
-        place = "" if runs == Path("runs").absolute() else f" --runs {runs}"
+        place = "" if runs == Path("runs").absolute() else f" --runs {shlex.quote(str(runs))}"
         worker = f"r1 worker{place}" + ("" if pool == "r1" else f" --pool {pool}")
     return {
         "deployment": f"{flow}/{deployment['name']}",

@@ -20,6 +20,7 @@ from flows.record import RunRecord
 from flows.selection import select
 from stages.recipe import load_recipe
 from stages.store.errors import StageFailed, UserError
+from stages.store.proxies import keep_loopback_direct
 from stages.store.streams import without_secrets
 
 Retries = Annotated[int, Field(ge=0, le=20)]
@@ -81,6 +82,7 @@ def run_stage(
 def _run(
     config: str, overrides: list[str], from_stage: str | None, until_stage: str | None, fresh: list[str], manner: Manner
 ) -> State[None]:
+    keep_loopback_direct()
     with without_secrets():
         return _recorded(config, overrides, from_stage, until_stage, fresh, manner)
 

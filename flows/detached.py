@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
         process.terminate()
         raise
     if not options.json:
-        print(told(facts, runs), f"`r1 down --runs {options.runs}` stops both.", sep="\n")
+        print(told(facts, runs), f"`r1 down --runs {shlex.quote(options.runs)}` stops both.", sep="\n")
     return facts
 
 

@@ -1,6 +1,7 @@
 """What the commands hand back: the one JSON document, and the same as text for people."""
 
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,13 @@ STATUS_NAMES = {
 
 def print_json(document: dict[str, Any]) -> None:
     """The only thing that a command with `--json` writes on standard output."""
-    sys.stdout.write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=not _is_unicode(sys.stdout.encoding))
+    sys.stdout.write(printable_json(text) + "\n")
     sys.stdout.flush()
+
+
+def _is_unicode(encoding: str | None) -> bool:
+    return encoding is None or encoding.lower().replace("-", "").startswith("utf")
 
 
 def error_document(status: ExitStatus, message: str, where: str = "", mend: str = "") -> dict[str, Any]:
@@ -115,5 +121,5 @@ def where_to_look(record: "RunRecord") -> str:
         lines.append(f"curves: {uri} (experiment {record.content['mlflow']['experiment']})")
     elif uri:
         runs = record.folder.path.parents[1]
-        lines.append(f"curves: `r1 up --runs {runs}` shows them in MLflow (kept in {uri})")
+        lines.append(f"curves: `r1 up --runs {shlex.quote(str(runs))}` shows them in MLflow (kept in {uri})")
     return "\n".join(map(single_line, [*lines, f"run: {record.name}  ({record.folder.path})"]))

@@ -5,6 +5,7 @@ On loopback and with SQLite in the runs folder, unless the options say otherwise
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -79,7 +80,7 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
 
 def told(facts: dict[str, Any], runs: Path) -> str:
     """Where the servers of a runs folder are, for people."""
-    place = "" if runs == Path("runs").absolute() else f" --runs {runs}"
+    place = "" if runs == Path("runs").absolute() else f" --runs {shlex.quote(str(runs))}"
     lines = [f"Prefect  {facts['prefect']['address']}  (a worker: `r1 worker{place}`)"]
     lines.append(f"MLflow   {facts['mlflow']['address']}")
     if facts["names"]:

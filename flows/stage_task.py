@@ -4,6 +4,7 @@ Prefect's own caches look at task source and arguments; the truth here is the ma
 """
 
 import functools
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
 
 def _named(outcome: Outcome, work: Work) -> Outcome:
     """With the run's name where the stage could only say how to go on."""
-    runs = "" if work.runs.path == Path("runs").absolute() else f" --runs {work.runs.path}"
+    runs = "" if work.runs.path == Path("runs").absolute() else f" --runs {shlex.quote(str(work.runs.path))}"
     message = outcome.message.replace(RESUME, f"r1 resume {work.record.name}{runs}")
     return replace(outcome, message=message)
 

@@ -26,6 +26,7 @@ from stages.store.errors import ExitStatus, Interrupted, UserError
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
+from stages.store.proxies import keep_loopback_direct
 from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.store.streams import redact_streams
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=Path, help="folder of this attempt; by default the next number")
     options = parser.parse_args(arguments)
     _end_with_parent()
+    keep_loopback_direct()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = StageFolder(options.folder.absolute())
     if not folder.config.is_file():

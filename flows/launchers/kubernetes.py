@@ -86,7 +86,7 @@ def start(job: Job, log: IO[bytes]) -> JobSet:
     kubectl = ["kubectl", *([f"--namespace={namespace}"] if namespace else [])]
     subprocess.run([*kubectl, "delete", "jobset", name, "--ignore-not-found"], stdout=log, stderr=log, check=False)
     text = yaml.safe_dump(document)
-    (job.attempt / "jobset.yaml").write_text(text)
+    (job.attempt / "jobset.yaml").write_text(text, encoding="utf-8")
     done = subprocess.run([*kubectl, "apply", "--filename=-"], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(

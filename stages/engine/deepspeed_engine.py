@@ -8,19 +8,22 @@ same passes: `equalise` sees to it.
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages.engine import ranks
 from stages.engine.adapters import is_adapted, plain_weights
+from stages.engine.deepspeed_file import merge, stage_training
 from stages.engine.lean_deepspeed import deepspeed
 from stages.engine.packed import Packed, Text, alone
 from stages.engine.scorer import Scorer, chunks_for
-from stages.engine.settings import Training, deepspeed_settings
+from stages.engine.settings import Training, deepspeed_file, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
 from stages.store import heartbeat
 from stages.store.clock import clock
@@ -47,30 +50,44 @@ class Engine:
         adamw = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
-        file = deepspeed_settings(zero)
+        file = self._settings(zero, scorer, parameters[0].dtype)
         if bf16 := parameters[0].dtype == torch.bfloat16:
             file = _in_float32(file)
         self.zero_stage = int(file.get("zero_optimization", {}).get("stage", 0))
-        self.engine, *_ = deepspeed.initialize(
-            model=scorer,
-            optimizer=adamw,
-            config=file
-            | {
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": optimizer.max_grad_norm,
-                "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": bf16, "immediate_grad_update": True},
-                "steps_per_print": 10**9,
-            },
-            dist_init_required=False,
-        )
+        settings = file | {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": optimizer.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": bf16, "immediate_grad_update": True},
+            "steps_per_print": 10**9,
+        }
+        try:
+            self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=adamw, config=settings, dist_init_required=False)
+        except ValidationError as error:  # a value that its section cannot have
+            first = error.errors()[0]
+            what = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+            raise UserError(what, where=str(deepspeed_file(zero)), mend="correct the value there") from error
         self.world_size, self.rank = ranks.size(), ranks.number()
         self._whole_gradients = self.zero_stage == 0 or (bf16 and self.zero_stage == 1)
         if self._whole_gradients:
             # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
             self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
+
+    def _settings(self, zero: str, scorer: Scorer, dtype: torch.dtype) -> dict[str, Any]:
+        """The file's settings, "auto" filled in; what of it has no effect goes to the log."""
+        width = getattr(scorer.model.config, "hidden_size", None)
+        stage = stage_training(
+            self.settings,
+            dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
+            on_cpu=self.device.type == "cpu",
+            hidden=width if isinstance(width, int) else None,
+        )
+        merged = merge(deepspeed_settings(zero), stage, str(deepspeed_file(zero)))
+        for warning in merged.warnings if ranks.number() == 0 else ():
+            print(f"warning: {deepspeed_file(zero)}: {warning}", file=sys.stderr)
+        return merged.settings
 
     @property
     def model(self) -> Any:
@@ -183,7 +200,7 @@ class Engine:
             if main:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_weights(model)}
                 model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-                config = json.loads((folder / "config.json").read_text())
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
                 config["use_cache"] = True
                 (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
                 tokenizer.save_pretrained(folder)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from stages.engine.deepspeed_file import check_keys
 from stages.store.config import EXECUTION, CheckpointRef, Config, Expanded, ExternalFile
 from stages.store.errors import UserError
 
@@ -41,18 +42,19 @@ def deepspeed_file(name: str) -> Path:
 def deepspeed_settings(name: str) -> dict[str, Any]:
     """DeepSpeed's settings as the file has them.
 
-    Raises UserError when the file is not JSON, or names a ZeRO stage that does not exist.
+    Raises UserError when the file is not JSON, names a ZeRO stage that does not exist, or a key that DeepSpeed does not know.
     """
     path = deepspeed_file(name)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"not readable as JSON ({error})", where=str(path)) from error
     zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
     if not isinstance(zero, dict):
         raise UserError("not a mapping with a mapping `zero_optimization`", where=str(path), mend="see configs/deepspeed")
     if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3):
         raise UserError(f"no ZeRO stage {stage}", where=f"{path}: zero_optimization.stage", mend="use 0, 1, 2 or 3")
+    check_keys(settings, str(path))
     return settings
 
 

@@ -51,9 +51,9 @@ def built() -> ctypes.CDLL:
     texts = [path.read_text(encoding="utf-8") for path in (*units, *headers)]
     known = [*texts, *FLAGS, command, _said([command, "--version"]), _processor()]
     name = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1-pipeline"
-    library = folder / f"kernels-{name}.so"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1-pipeline"
+        library = folder / f"kernels-{name}.so"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):  # ranks come at once
             if not library.exists():
@@ -61,7 +61,7 @@ def built() -> ctypes.CDLL:
                 _said([command, *FLAGS, *map(str, units), "-o", str(fresh)])
                 fresh.replace(library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise NoCompiler(str(error)) from error
 
 

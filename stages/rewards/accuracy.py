@@ -15,10 +15,11 @@ that cannot be read) is kept apart from `wrong`. A problem may name a verifier o
 import json
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from stages.problems.episode import Problem, Verdict, Verifier
 from stages.rewards.math_pool import MathPool, verdict_of
-from stages.rewards.numbers import parse_number
+from stages.rewards.numbers import parse_amount, parse_number
 from stages.rewards.pool import shared_pool
 from stages.rewards.settings import Rewards
 from stages.rewards.verifiers import Asked, judge
@@ -26,7 +27,6 @@ from stages.rewards.verifiers import Asked, judge
 LONGEST_EXPRESSION = 1000
 """Characters; a longer answer is wrong without being looked at, unless it is the reference word for word."""
 _PLAIN = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
-_TWO_NUMBERS = re.compile(r"[0-9]\s+[0-9]+(?!\s*/)")
 
 
 def verdicts(pairs: Sequence[tuple[str, str]], verifier: Verifier, **settings: float) -> list[Verdict]:
@@ -76,10 +76,15 @@ def _normal(text: str) -> str:
 
 
 def _numeric(reference: str, answer: str) -> Verdict:
-    wanted = parse_number(reference)
-    if wanted is None:
+    expected, stated = parse_amount(reference), parse_amount(answer)
+    if expected is None:
         return "none"
-    return "right" if parse_number(answer) == wanted else "wrong"
+    if stated is None:
+        return "wrong"
+    # `50` may stand for 50% where the question asks for a percentage, and 0.5 is 50%.
+    hundredths = [Fraction(1, 100) if amount.unit == "%" else Fraction(1) for amount in (expected, stated)]
+    same = expected.value == stated.value or expected.value * hundredths[0] == stated.value * hundredths[1]
+    return "right" if same else "wrong"
 
 
 def _quick(reference: str, answer: str) -> Verdict | None:
@@ -92,8 +97,5 @@ def _quick(reference: str, answer: str) -> Verdict | None:
         if parse_number(answer) == parse_number(reference):
             return "right"
         if _PLAIN.fullmatch(answer):
-            return "wrong"
-        # math-verify reads `2 3` as 2 + 3: numbers side by side are several answers, except in `1 1/2`.
-        if _TWO_NUMBERS.search(answer):
             return "wrong"
     return None

@@ -25,6 +25,8 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
+LONGEST_REPLY_BYTES = 1 << 20
+"""Of a reply, unless the limits say otherwise: only a user's function writes a longer one."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -39,7 +41,7 @@ class Limits:
     """Seconds by the clock, for what waits instead of computing."""
     memory_bytes: int = 0
     """Address space that a process may take beside what loading the function took; 0: no limit."""
-    reply_bytes: int = 1 << 20
+    reply_bytes: int = LONGEST_REPLY_BYTES
     """Bytes of a reply; a longer one is not read to its end."""
 
 

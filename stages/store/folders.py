@@ -89,8 +89,11 @@ class Runs:
     def prepare(self) -> "Runs":
         """Make the folder and prove that it can be written.
 
-        Raises UserError when it cannot.
+        Raises UserError when it cannot, or when its path cannot stand in a database's address.
         """
+        if (odd := next((c for c in str(self.path) if c == "?" or not (c.isprintable() or c == " ")), None)) is not None:
+            mend = "choose another with `--set runs=FOLDER`"
+            raise UserError(f"the runs folder's path has {odd!r} in it", where=str(self.path), mend=mend)
         try:
             for name in ("stages", "pipelines"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from stages.store.plain_text import survive_any_encoding
 from stages.store.secrets import redact
 
 
@@ -29,7 +30,11 @@ class _Redacting:
 
 
 def redact_streams() -> None:
-    """From now on what this process prints or logs is redacted. Libraries that keep a stream or a logger keep these."""
+    """From now on what this process prints or logs is redacted, and no character in it is an error.
+
+    Libraries that keep a stream or a logger keep these.
+    """
+    survive_any_encoding()
     make = logging.getLogRecordFactory()
     sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)
     logging.setLogRecordFactory(lambda *arguments, **named: _clean(make(*arguments, **named)))
