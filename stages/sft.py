@@ -74,6 +74,7 @@ def run(context: StageContext[SFTConfig]) -> Result:
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
+    from stages.rollout.token_text import end_tokens
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.documents import hold_out, load_documents, tokenize
     from stages.supervised.held_out import HeldOut
@@ -88,13 +89,18 @@ def run(context: StageContext[SFTConfig]) -> Result:
         for document in load_documents(context.inputs[role] / "train.parquet", number)
     ]
     tokenizer = load_tokenizer(context.inputs["model"])
-    scorer = TokenScorer(adapted(load_model(context.inputs["model"]), config.lora, config.seed))
-    encoded = tokenize(documents, tokenizer)
+    model = load_model(context.inputs["model"])
+    ends = end_tokens(model, tokenizer)
+    scorer = TokenScorer(adapted(model, config.lora, config.seed))
+    encoded = tokenize(documents, tokenizer, ends)
     window = min(limit for limit in (config.longest, (scorer.longest or 2**62) + 1) if limit is not None)
     fitting = [n for n, (prompt, completion) in enumerate(encoded) if len(prompt) + len(completion) <= window]
     remarks = []
     if long := len(documents) - len(fitting):
         remarks.append(f"data: {long} of {len(documents)} documents left out, which are longer than {window} tokens")
+    if twice := sum(not ends.isdisjoint(completion[:-1]) for _, completion in encoded):
+        what = "an end token inside its answer, after which a model that samples would have stopped"
+        remarks.append(f"data: {twice} of {len(documents)} documents have {what}")
     documents, texts = [documents[n] for n in fitting], [Text(*encoded[n]) for n in fitting]
     if not documents:
         mend = "raise `longest`, or take a model with a larger window"

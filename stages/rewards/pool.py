@@ -26,7 +26,7 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
 LONGEST_REPLY_BYTES = 1 << 20
-"""A longer reply is none: only a user's function writes one, and it would be held in the trainer's memory."""
+"""Of a reply, unless the limits say otherwise: only a user's function writes a longer one."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -41,6 +41,8 @@ class Limits:
     """Seconds by the clock, for what waits instead of computing."""
     memory_bytes: int = 0
     """Address space that a process may take beside what loading the function took; 0: no limit."""
+    reply_bytes: int = LONGEST_REPLY_BYTES
+    """Bytes of a reply; a longer one is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Reply:
 class Worker:
     """One process that serves one request at a time."""
 
-    def __init__(self, function: str, limits: Limits, folders: Sequence[str]) -> None:
+    def __init__(self, function: str, limits: Limits, folders: Sequence[str] = ()) -> None:
         self.function, self.limits, self.folders = function, limits, folders
         self.copy: int | None = None
         """Process id of the copy that serves; it changes when one is ended."""
@@ -78,9 +80,12 @@ class Worker:
             if line.startswith(ENDED):
                 self.copy = None  # the next request waits for the new one
                 return Reply(fault=ENDED)
-            if (reply := _reply(line, self._number)) is not None:
+            if (reply := read_reply(line, self._number)) is not None:
                 return reply
             line = self._line(process, deadline)
+        if len(self._buffer) > self.limits.reply_bytes:
+            self.end()  # the rest of the reply must not be taken for the next one
+            return Reply(fault=f"a reply of more than {self.limits.reply_bytes} bytes")
         if self.copy is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.copy, signal.SIGKILL)
@@ -129,7 +134,12 @@ class Worker:
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + START_LIMIT_S
-        while (line := self._line(process, deadline)) is not None:
+        while (line := self._line(process, min(deadline, time.monotonic() + 1.0))) is not None or (
+            # Its pipe may stay open when it is dead, in a process that a function has started.
+            process.poll() is None and time.monotonic() < deadline and len(self._buffer) <= self.limits.reply_bytes
+        ):
+            if line is None:
+                continue
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
@@ -163,16 +173,14 @@ class Worker:
         return True
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        """The next line, or None when the deadline passes, the process ends first or the line is too long."""
+        """The next line, or None when the deadline passes, the process ends, or the longest reply is passed first."""
         assert process.stdout is not None
         pipe = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            searched = 0
-            while (end := self._buffer.find(b"\n", searched)) < 0:
-                searched = len(self._buffer)
-                if searched > LONGEST_REPLY_BYTES:
-                    self._buffer.clear()
+            end = self._buffer.find(b"\n")
+            while end < 0:
+                if len(self._buffer) > self.limits.reply_bytes:
                     return None
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
@@ -180,21 +188,26 @@ class Worker:
                 part = os.read(pipe, 1 << 16)
                 if not part:
                     return None
+                searched = len(self._buffer)
                 self._buffer += part
+                end = self._buffer.find(b"\n", searched)
         line = self._buffer[:end].decode(errors="replace")
         del self._buffer[: end + 1]
         return line
 
 
-def _reply(line: str, number: int) -> Reply | None:
-    """The reply to request `number`; None for a line that is none, which only a user's function can write."""
+def read_reply(line: str, number: int) -> Reply | None:
+    """The reply to request `number` in a line; None for a reply to another request, and for what is no reply.
+
+    A function can reach the pipe of the replies, so a line may hold anything.
+    """
     try:
-        reply = json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(reply, list) or len(reply) != 3 or reply[0] != number or not isinstance(reply[2], str):
+    if not (isinstance(found, list) and len(found) == 3 and found[0] == number and isinstance(found[2], str)):
         return None
-    return Reply(reply[1], reply[2])
+    return Reply(found[1], found[2])
 
 
 class Pool:
