@@ -1,6 +1,7 @@
 r"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, section 2.2).
 
-`exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematical expressions with math-verify,
+`exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematics: rationals exactly, the decimals of an
+irrational to 7 digits, sets as sets, tuples in order (see expressions.py),
 `reasoning_gym` asks the scorer of the task that made the problem. A verdict `none` (no verdict within the limit, a reference
 that cannot be read) is kept apart from `wrong`. A problem may name a verifier of its own; see stages/rewards/verifiers.py.
 
@@ -46,7 +47,7 @@ def numeric(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:  # noqa:
 
 
 def math(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:
-    """Right when math-verify says so; what needs no algebra is decided without it."""
+    """Right when both state the same mathematics; what needs no algebra is decided without it."""
     pairs = [(a.problem.answer, a.answer) for a in asked]
     quick = [_quick(*pair) for pair in pairs]
     # With a long answer only the reference is read: if that cannot be done, nothing is known of the answer either.

@@ -98,7 +98,11 @@ def same_amount(a: Form, b: Form, same: Same) -> bool | None:
 
 
 def same_clocks(a: Form, b: Form) -> bool:
-    """Whether two times of day are the same; without `a.m.` or `p.m.` a time may be either."""
+    """Whether two times of day are the same; without `a.m.` or `p.m.` a time may be either.
+
+    >>> [same_clocks(forms.Clock((4, 5), "pm"), forms.Clock(parts, "")) for parts in ((16, 5), (4, 6))]
+    [True, False]
+    """
     assert isinstance(a, forms.Clock) and isinstance(b, forms.Clock)
     if a.half and b.half:
         return _of_day(a) == _of_day(b)

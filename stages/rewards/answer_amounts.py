@@ -95,7 +95,11 @@ def quantity_in(text: str, read: Read) -> Form | None:
 
 
 def compound_in(text: str) -> Form | None:
-    """An amount in several units of one kind, such as `2 hours and 30 minutes`, in the kind's base unit."""
+    """An amount in several units of one kind, in the kind's base unit.
+
+    >>> compound_in("2 hours and 30 minutes"), compound_in("2 hours")
+    (Quantity(amount=Formula(text='9000'), unit='second'), None)
+    """
     plain = " ".join(BARE_TEXT.sub(r" \1 ", text).split())
     if _COMPOUND.fullmatch(plain) is None:
         return None

@@ -57,7 +57,11 @@ def date_of(text: str) -> tuple[int, int, int] | None:
 
 
 def words_key(text: str) -> str:
-    """What two texts have in common when they say the same: letters and digits in lower case, dates in one form, no article."""
+    """What two texts have in common when they say the same: letters and digits in lower case, dates in one form, no article.
+
+    >>> words_key("North-East."), words_key("20th of June") == words_key("June 20")
+    ('northeast', True)
+    """
     plain = BARE_TEXT.sub(r"\1", text)
     if (date := date_of(plain)) is not None:
         return "date {} {} {}".format(*date)

@@ -49,7 +49,12 @@ def _squeezed(text: str) -> str:
 
 
 def states_same(a: Form, b: Form) -> bool:
-    """Whether the answer `b` states what the reference `a` states."""
+    """Whether the answer `b` states what the reference `a` states.
+
+    >>> items = forms.Formula("1"), forms.Formula("2")
+    >>> states_same(forms.Sequence(items), forms.Sequence(items)), states_same(forms.Sequence(items), forms.Braces(items))
+    (True, False)
+    """
     a, b = _single(a), _single(b)
     for left, right, compare in _RULES:
         if isinstance(a, left) and isinstance(b, right):

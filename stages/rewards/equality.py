@@ -36,6 +36,11 @@ def equal(a: Expr, b: Expr, *, a_decimal: bool = False, b_decimal: bool = False)
         a_decimal: Whether `a` was written as a decimal with a point, which may stand for an irrational.
         b_decimal: The same of `b`.
 
+    >>> equal(Rational(1, 10**20), Rational(2, 10**20)), equal(sympy.sqrt(8), 2 * sympy.sqrt(2))
+    (False, True)
+    >>> [equal(sympy.sqrt(2), Rational(text), b_decimal=True) for text in ("1.41421356", "1.41")]
+    [True, False]
+
     """
     if a == b:
         return True
@@ -91,6 +96,7 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
         names = {value: sympy.Symbol(f"value{n}") for n, value in enumerate(applied)}
         return equal(a.xreplace(names), b.xreplace(names))
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    floor = Rational(1, 10**30) if a == 0 or b == 0 else Integer(0)  # what cancels leaves a rounding error beside 0
     real = complex_points = 0
     for row in (*_POINTS, *_WHOLE):
         values = {
@@ -102,7 +108,7 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
             continue
         same = bool(
             abs(left - right).evalf(_POINT_DIGITS)
-            <= _POINT_AGREE * sympy.Max(abs(left), abs(right), Rational(1, 10**30)).evalf(_POINT_DIGITS)
+            <= _POINT_AGREE * sympy.Max(abs(left), abs(right), floor).evalf(_POINT_DIGITS)
         )
         if left.is_real and right.is_real:
             if same:

@@ -15,7 +15,11 @@ _DECIMAL = re.compile(r"[+-]?\s*(?:[0-9][0-9,]*)?\.[0-9]+(?:[eE][+-]?[0-9]+|\s*\
 
 
 def same_formula(a: Form, b: Form) -> bool:
-    """Whether two formulas are equal by the rules of equality.py; what cannot be read equals nothing."""
+    """Whether two formulas are equal by the rules of equality.py; what cannot be read equals nothing.
+
+    >>> same_formula(forms.Formula("2^{-3}"), forms.Formula("0.125")), same_formula(forms.Formula("2 3"), forms.Formula("2 3"))
+    (True, False)
+    """
     assert isinstance(a, forms.Formula) and isinstance(b, forms.Formula)
     values = value_of(a), value_of(b)
     if values[0] is None or values[1] is None:

@@ -1,4 +1,4 @@
-"""math-verify in killable processes, asked only about what is no hopeless computation."""
+"""The comparison of expressions in killable processes, given only what is no hopeless computation."""
 
 from stages.problems.episode import Verdict
 from stages.rewards.answer_text import plain_text

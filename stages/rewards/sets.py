@@ -28,9 +28,14 @@ def states_set(form: forms.Form) -> bool:
 
 
 def same_set(a: forms.Form, b: forms.Form) -> bool:
-    """Whether two forms write the same set; False where one of them cannot be read as a set.
+    r"""Whether two forms write the same set; False where one of them cannot be read as a set.
 
     Inequalities in different variables are different: `x > 3` is not `y > 3`. An interval has no variable and equals both.
+
+    >>> above = forms.Relation((forms.Formula("x"), forms.Formula("3")), (">",))
+    >>> half_line = forms.Formula("3"), forms.Formula(r"\infty")
+    >>> same_set(above, forms.Sequence(half_line)), same_set(above, forms.Interval(*half_line, True, False))
+    (True, False)
     """
     try:
         names = [variable_of(form) for form in (a, b)]

@@ -80,7 +80,11 @@ def singular(word: str) -> str:
 
 
 def dimension_of(unit: str) -> tuple[Dimension, Fraction] | None:
-    """The dimension and size of a unit such as `km/h`, `square meters`, `cm^{2}`; None for a word that is in no table."""
+    """The dimension and size of a unit such as `km/h`, `square meters`, `cm^{2}`; None for a word that is in no table.
+
+    >>> dimension_of("square cm"), dimension_of("apples")
+    (((('length', 2),), Fraction(1, 10000)), None)
+    """
     powers: dict[str, int] = {}
     size = Fraction(1)
     for number, part in enumerate(_PER.split(unit.strip())):

@@ -1,7 +1,7 @@
 """The process in which a verifier runs: a request per line in, a reply per line out, each by a function with JSON arguments.
 
-math-verify guards itself with SIGALRM, which works in a main thread only, and does not interrupt one long operation on
-big integers. Here the kernel ends whatever goes on for too long: timers whose signals nobody handles. The first process has
+A guard by SIGALRM, as math-verify has one, works in a main thread only, and does not interrupt one long operation on big
+integers. Here the kernel ends whatever goes on for too long: timers whose signals nobody handles. The first process has
 imported the verifier and used it once (`warm`); copies of it (fork) do the work, so that a new one costs milliseconds where
 an import and cold parser tables cost seconds.
 """

@@ -117,6 +117,8 @@ EXPRESSIONS = [
     (r"\sum_{k=1}^{10} k", "54", "wrong"),
     (r"\lfloor 3.7 \rfloor", "3", "right"),
     ("x^{2}y", "x^{2y}", "wrong"),
+    ("10^{-60}x", r"2\cdot10^{-60}x", "wrong"),
+    (r"\sin^2 x+\cos^2 x-1", "0", "right"),
     ("1/(2x)", r"\frac{1}{2x}", "right"),
     (r"\frac{a}{b}", r"\frac{b}{a}", "wrong"),
 ]

@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 
 def spin(seconds, _more=""):
@@ -41,29 +40,3 @@ def raising(answer):
 def hold(mib):
     """Hold so many MiB for a moment."""
     return len(bytearray(mib << 20)) >> 20
-
-
-def write_and_return(line, times=1):
-    """Write into the pipe of the replies, as no function should, then return a value."""
-    replies = [fd for fd in range(3, 20) if _is_pipe(fd)]
-    for descriptor in replies:
-        os.write(descriptor, line.encode() * times + b"\n")
-    return "done"
-
-
-def _is_pipe(descriptor):
-    try:
-        return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("pipe:")
-    except OSError:
-        return False
-
-
-def long_value(size):
-    """Return so many characters."""
-    return "x" * size
-
-
-def fork_and_return(value):
-    """Return in two processes."""
-    os.fork()
-    return value
