@@ -64,10 +64,13 @@ def _agree(a: Expr, b: Expr, digits: int, tolerance: Rational) -> bool:
     left, right = a.evalf(digits), b.evalf(digits)
     if not (left.is_number and right.is_number) or left.has(sympy.nan, sympy.zoo) or right.has(sympy.nan, sympy.zoo):
         return False
-    apart, size = abs(left - right).evalf(digits), sympy.Max(abs(left), abs(right)).evalf(digits)
-    if not (apart.is_Float or apart.is_Rational) or not (size.is_Float or size.is_Rational):
-        return False
-    return bool(apart <= tolerance * size)
+    return bool(_size(left - right) <= tolerance * max(_size(left), _size(right)))
+
+
+def _size(value: Expr) -> Expr:
+    """The absolute value of a number; 0 for one of which no digit is certain, which is what sympy makes of an exact 0."""
+    size = abs(value).evalf(_POINT_DIGITS)
+    return size if size.is_comparable else Integer(0)
 
 
 def proportional(a: Expr, b: Expr) -> Expr | None:
@@ -106,10 +109,7 @@ def _equal_functions(a: Expr, b: Expr) -> bool:
         left, right = (x.subs(values).evalf(_POINT_DIGITS) for x in (a, b))
         if not _finite(left) or not _finite(right):
             continue
-        same = bool(
-            abs(left - right).evalf(_POINT_DIGITS)
-            <= _POINT_AGREE * sympy.Max(abs(left), abs(right), floor).evalf(_POINT_DIGITS)
-        )
+        same = bool(_size(left - right) <= _POINT_AGREE * max(_size(left), _size(right), floor))
         if left.is_real and right.is_real:
             if same:
                 real += 1
