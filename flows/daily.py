@@ -70,7 +70,7 @@ def _positive(text: str) -> int:
 
 def _age(text: str) -> float:
     """Seconds of `7d`, `12h`, `30m`; a bare number is days."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([dhm]?)", text)
     if found is None:
         raise ValueError(text)
     return float(found[1]) * {"": 86400, "d": 86400, "h": 3600, "m": 60}[found[2]]

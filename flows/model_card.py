@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from flows.markdown import escaped, fenced
 from flows.record import RunRecord
 from stages.store.files import read_json
 from stages.store.manifest import Manifest
@@ -62,11 +63,11 @@ def model_card(record: RunRecord, stage: str, manifest: Manifest, prompting: Pro
         f"# {record.content['name']}: {stage}",
         f"The output of stage `{stage}` (kind `{manifest.kind}`) of run `{record.name}`, recipe "
         f"`{record.content['config_file']}`, made by R1 Pipeline. Base model: {origin}.",
-        *(f"> {remark}" for remark in manifest.remarks),
+        *(f"> {escaped(remark)}" for remark in manifest.remarks),
         f"## How good it is\n\n{_results(record, stage)}",
         f"## How to use it\n\n{_use(prompting, folder, target)}",
         f"## What it was made of\n\n{_table(['stage', 'kind', 'data', 'counts'], _data(record, lineage))}",
-        f"## Settings of the stage\n\n````yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}````",
+        f"## Settings of the stage\n\n{fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), 'yaml')}",
         "## Licence\n\nUnknown: R1 Pipeline does not know the licences of the base model and of the data. Both bind whoever "
         "passes this model on; look them up before you do.",
         f"## Where it is from\n\n{_provenance(manifest)}",
