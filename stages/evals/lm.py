@@ -141,7 +141,7 @@ class RolloutLM(TemplateLM):
         if tokenizer.eos_token_id is not None:
             return int(tokenizer.eos_token_id)
         if ends := getattr(self.rollout, "end_tokens", ()):
-            return min(ends)
+            return int(min(ends))
         mend = "set eos_token in the model's tokenizer_config.json"
         raise UserError("the model declares no end token, which texts without context begin with", where="tasks", mend=mend)
 

@@ -54,6 +54,8 @@ from tests.untrusted.calls import (
     thinking_of,
 )
 
+LONGEST_ANSWER = 1000
+"""Characters of an answer that the math verifier reads (`LONGEST_EXPRESSION`): its parsers need not be linear."""
 SORTED_MARKS = ("marks", "mixed marks")
 """CPython's normalization sorts a run of combining marks by insertion. What is normalized are questions, which a model does not
 write."""
@@ -139,7 +141,7 @@ READERS: dict[str, Reader] = {
     "stages.report.text:shown": Reader(_shown_on_page, _harmless_on_page),
     "stages.tracking.mlflow_records:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True, cost=20),
     "stages.rewards.numbers:parse_amount": plain(holds=lambda _, value: value is None or value.value == value.value + 0),
-    "stages.rewards.answer_text:plain_text": plain(holds=is_text),
+    "stages.rewards.answer_text:plain_text": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=is_text),
     "stages.rewards.answer_text:closing": plain(
         lambda f, text: f("{" + text, 0), holds=lambda text, value: -1 <= value <= len(text)
     ),
@@ -147,9 +149,9 @@ READERS: dict[str, Reader] = {
     "stages.rewards.answer_words:date_of": plain(holds=lambda _, value: value is None or len(value) == 3),
     "stages.rewards.answer_words:words_key": plain(holds=is_text),
     "stages.rewards.form_reader:closed": plain(holds=is_bool),
-    "stages.rewards.form_reader:split": plain(holds=lambda _, value: len(value) == 2),
+    "stages.rewards.form_reader:split": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: len(value) == 2),
     "stages.rewards.form_reader:read_form": plain(
-        lambda f, text: f(text[:1000]), holds=lambda _, value: value is not None, slow=3.0
+        lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: value is not None, slow=3.0
     ),
     "stages.rewards.functions:answer_fields": plain(
         lambda f, text: f(_rewards(), episode(text)), holds=lambda _, value: len(json.dumps(value).encode()) > 0
