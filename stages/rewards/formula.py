@@ -341,7 +341,7 @@ class _Reader:
         index: Expr = Integer(degree)
         if self.peek() == "[":
             index = self.group()
-        value = self.argument() if self.peek() != "" and not self.peek().isdigit() else self.number_of_root()
+        value = self.argument() if self.peek() != "" and self.peek() not in "0123456789" else self.number_of_root()
         if value.is_Rational and value < 0 and index.is_Integer and index % 2:
             return -sympy.root(-value, index)
         return sympy.root(value, index)

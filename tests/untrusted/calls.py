@@ -110,6 +110,10 @@ def is_one_line(_: str, value: Any) -> bool:
     return value.isprintable() and "\n" not in value
 
 
+def is_one_line_shown(text: str, value: Any) -> bool:
+    return is_seen(text, value) and not any(character in "\n\t" for character in value)
+
+
 def are_words(_: str, value: Any) -> bool:
     return all(isinstance(word, str) and word for word in value)
 

@@ -38,9 +38,11 @@ from tests.untrusted.calls import (
     are_finite,
     are_verdicts,
     are_words,
+    episode,
     group,
     is_bool,
     is_one_line,
+    is_one_line_shown,
     is_part,
     is_seen,
     is_share,
@@ -52,6 +54,8 @@ from tests.untrusted.calls import (
     thinking_of,
 )
 
+LONGEST_ANSWER = 1000
+"""Characters of an answer that the math verifier reads (`LONGEST_EXPRESSION`): its parsers need not be linear."""
 SORTED_MARKS = ("marks", "mixed marks")
 """CPython's normalization sorts a run of combining marks by insertion. What is normalized are questions, which a model does not
 write."""
@@ -136,6 +140,31 @@ READERS: dict[str, Reader] = {
     "stages.rollout.records:write_groups": Reader(_records, lambda _, value: value is True, cost=12),
     "stages.report.text:shown": Reader(_shown_on_page, _harmless_on_page),
     "stages.tracking.mlflow_records:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True, cost=20),
+    "stages.rewards.numbers:parse_amount": plain(holds=lambda _, value: value is None or value.value == value.value + 0),
+    "stages.rewards.answer_text:plain_text": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=is_text),
+    "stages.rewards.answer_text:closing": plain(
+        lambda f, text: f("{" + text, 0), holds=lambda text, value: -1 <= value <= len(text)
+    ),
+    "stages.rewards.answer_amounts:compound_in": plain(holds=lambda _, value: True),
+    "stages.rewards.answer_words:date_of": plain(holds=lambda _, value: value is None or len(value) == 3),
+    "stages.rewards.answer_words:words_key": plain(holds=is_text),
+    "stages.rewards.form_reader:closed": plain(holds=is_bool),
+    "stages.rewards.form_reader:split": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: len(value) == 2),
+    "stages.rewards.form_reader:read_form": plain(
+        lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: value is not None, slow=3.0
+    ),
+    "stages.rewards.functions:answer_fields": plain(
+        lambda f, text: f(_rewards(), episode(text)), holds=lambda _, value: len(json.dumps(value).encode()) > 0
+    ),
+    "stages.rewards.functions:number_of": plain(
+        lambda f, text: f(of("stages.rewards.pool:Reply")(text)),
+        holds=lambda _, value: value[0] is None and len(value[1]) < 200,
+    ),
+    "stages.rewards.user_fault:Fault.from_json": plain(lambda f, text: str(f(text)), holds=is_text),
+    "stages.store.plain_text:plain": plain(holds=lambda _, value: value.isascii()),
+    "flows.markdown:escaped": plain(holds=is_one_line_shown),
+    "flows.markdown:fenced": plain(holds=is_text),
+    "flows.printable:single_line": plain(holds=is_one_line_shown),
     "flows.printable:printable": plain(holds=is_seen),
     "flows.printable:printable_json": Reader(_document, lambda text, value: value == json.loads(json.dumps(text))),
     "flows.printable:one_line": plain(
@@ -150,6 +179,7 @@ _FILTERS = ("finished", "correct", "format", "thinking", "language", "repetition
 
 IN_A_PROCESS = "judges in processes; test_reading_path.py and test_workers.py send texts through it"
 NUMBERS_ONLY = "reads verdicts, rewards and lengths, not texts; test_reading_path.py calls it with real groups"
+BY_READ_FORM = "called by `read_form`, which is called here"
 OURS = "its text is ours or the user's, never a model's"
 NOT_SAMPLED: dict[str, str] = {
     "stages.curation.choose:Selection.choose": "calls `fates` for each group",
@@ -173,6 +203,13 @@ NOT_SAMPLED: dict[str, str] = {
     "stages.rewards.expressions:judge": IN_A_PROCESS,
     "stages.rewards.functions:function_parts": IN_A_PROCESS,
     "stages.rewards.gym:score": IN_A_PROCESS,
+    "stages.rewards.answer_amounts:based_in": BY_READ_FORM,
+    "stages.rewards.answer_amounts:clock_in": BY_READ_FORM,
+    "stages.rewards.answer_amounts:quantity_in": BY_READ_FORM,
+    "stages.rewards.answer_words:words_in": BY_READ_FORM,
+    "stages.rewards.form_reader:outside": BY_READ_FORM,
+    "stages.rewards.formula:read_formula": IN_A_PROCESS,
+    "stages.store.config:expanded_path": OURS,
     "stages.rewards.math_pool:MathPool.judge": IN_A_PROCESS,
     "stages.rewards.preference:preferences": "a model of its own; test_preference.py calls it with hostile texts",
     "stages.rewards.sandbox:run": "the program's expressions, which are the user's",

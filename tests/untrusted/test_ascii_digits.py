@@ -30,7 +30,19 @@ ALLOWED: dict[str, dict[str, str]] = {
         r"[-+]?\d+": "int() reads the decimal digits of every script",
         r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?": "float() reads the decimal digits of every script",
     },
-    "stages/rewards/numbers.py": {r")? [$€£¥]?": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/numbers.py": {r"\b(?:[^mgshLC": WORDS_OF_ANY_SCRIPT, r"(?<![\w).])": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/answer_amounts.py": {"isalnum": WORDS_OF_ANY_SCRIPT, "isalpha": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/answer_text.py": {r"(?<![\w)\]}*])": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/form_reader.py": {
+        "isdigit": "asked of ASCII characters alone",
+        "isalnum": WORDS_OF_ANY_SCRIPT,
+        "isalpha": WORDS_OF_ANY_SCRIPT,
+    },
+    "stages/rewards/formula.py": {
+        "isdigit": "asked of ASCII characters alone",
+        "isalnum": "asked of ASCII characters alone",
+        "isalpha": WORDS_OF_ANY_SCRIPT,
+    },
     "stages/rewards/code.py": {r"[^\W\d]\w*(\.[^\W\d]\w*)*": "Python's identifiers may have letters of any script"},
     "stages/rewards/settings.py": {
         r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "Python's identifiers may have letters of any script",
