@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
@@ -81,7 +83,8 @@ class Trainer:
         return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
 
     def _save(self, folder: Path, main: bool) -> None:
-        self.policy.save_model(folder, self.tokenizer, main=main)
+        merge = torch.float32 if self.config.lora is not None and self.config.lora.merge else None
+        self.policy.save_model(folder, self.tokenizer, main=main, merge=merge)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.
