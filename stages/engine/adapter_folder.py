@@ -70,6 +70,7 @@ def read_adapter(model: Any, folder: Path) -> None:
     mend = "copy the model folder again, with its adapter"
     try:
         config = read_json(source / CONFIG)
+        _check_kind(config)
         insert_adapters(model, list(config["target_modules"]), int(config["r"]), float(config["lora_alpha"]))
         own = {
             f"{_PREFIX}{name}.{part}.weight": getattr(layer, part)
@@ -79,6 +80,18 @@ def read_adapter(model: Any, folder: Path) -> None:
         _copy(load_file(source / WEIGHTS), own)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise UserError(f"the adapter cannot be loaded ({error})", where=str(source), mend=mend) from error
+
+
+_OTHERS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication")
+"""Settings of peft that change what an adapter computes."""
+
+
+def _check_kind(config: dict[str, Any]) -> None:
+    """Raise ValueError for an adapter that computes something else than `AdaptedLinear` does."""
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise ValueError("only LoRA without biases is supported")
+    if others := [name for name in _OTHERS if config.get(name)]:
+        raise ValueError(f"`{others[0]}` is not supported")
 
 
 def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
