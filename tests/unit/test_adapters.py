@@ -65,11 +65,11 @@ def set_b(model: nn.Module, size: float) -> nn.Module:
 # --- what arrives of a small update ---
 
 
-@pytest.mark.parametrize(("size", "rows"), [(1e-5, 2**16), (1e-4, 2**14), (1e-3, 2**13)])
+@pytest.mark.parametrize(("size", "rows"), [(1e-5, 2**15), (1e-4, 2**13), (1e-3, 2**11)])
 def test_adapted_linear_in_bfloat16_adds_its_whole_product_to_the_output(size, rows):
     """As a share of the exact product: 1 within four standard errors and 1 %; added behind the rounding, next to nothing."""
     torch.manual_seed(0)
-    base = nn.Linear(64, 256, bias=False)
+    base = nn.Linear(64, 64, bias=False)
     nn.init.normal_(base.weight, std=0.02)
     layer = AdaptedLinear(base.bfloat16(), 16, 32.0)
     with torch.no_grad():
@@ -99,14 +99,14 @@ def shares(logits, reference, size, texts):
         ids = torch.randint(2, VOCABULARY, (512, 2), generator=torch.Generator().manual_seed(number))
         exact = reference(size, ids) - reference(0.0, ids)
         seen = logits(size, ids).double().log_softmax(-1) - logits(0.0, ids).double().log_softmax(-1)
-        parts.append((float((seen * exact).sum()), float(exact.square().sum())))
+        parts += zip((seen * exact).sum(-1).tolist(), exact.square().sum(-1).tolist(), strict=True)
     total = sum(norm for _, norm in parts)
     share = sum(product for product, _ in parts) / total
     spread = sum((product - share * norm) ** 2 for product, norm in parts) ** 0.5 / total
     return share, spread
 
 
-@pytest.mark.parametrize(("size", "texts"), [(1e-3, 2), (1e-4, 8), pytest.param(1e-5, 160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "texts"), [(1e-3, 1), (1e-4, 1), pytest.param(1e-5, 16, marks=pytest.mark.slow)])
 def test_small_updates_arrive_in_the_log_probs_of_trainer_and_decoder(size, texts):
     """Against float64, of two-token texts. Merged in bfloat16, a tenth arrives of entries of B at 1e-5 and 92 % at 1e-4."""
     models = {b: set_b(adapted(small(), Lora(), 0), b) for b in (0.0, size)}
@@ -136,15 +136,17 @@ def test_small_updates_arrive_in_the_log_probs_of_trainer_and_decoder(size, text
             assert error < 0.03
 
 
-@pytest.mark.parametrize("path", ["lean", "plain"])
-@pytest.mark.parametrize("zero", ["zero0", "zero3"])
+@pytest.mark.parametrize(
+    ("zero", "path"),
+    [("zero0", "lean"), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("zero0", "plain"), ("zero3", "lean")))],
+)
 def test_sampler_and_trainer_differ_no_more_in_bfloat16_than_without_an_adapter(zero, path, monkeypatch, tmp_path):
     if path == "plain":
         monkeypatch.setattr(torch_engine, "unsupported", lambda _: "of the test")
     save_toy_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     engine = Engine(scorer.TokenScorer(adapted(small(), Lora(), 0)), Training(), zero, "cpu")
-    prompts = [torch.randint(2, 20, (6 + n % 3,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(16)]
+    prompts = [torch.randint(2, 20, (6 + n % 3,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(8)]
     requests = [Request(key=str(n), prompt_ids=tuple(ids), samples=8) for n, ids in enumerate(prompts)]
     mismatch = {}
     for size in (0.0, 1e-5, 1e-4):
@@ -152,7 +154,7 @@ def test_sampler_and_trainer_differ_no_more_in_bfloat16_than_without_an_adapter(
             set_b(engine.model, size)
         rollout = TorchRollout(engine.sampling_model(), Untranslated(tokenizer))
         with nullcontext() if path == "lean" else pytest.warns(UserWarning, match="slow path: of the test"):
-            answers = rollout.sample(requests, Sampling(max_tokens=24), seed=0, purpose="test", step=0)
+            answers = rollout.sample(requests, Sampling(max_tokens=16), seed=0, purpose="test", step=0)
         flat = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
         (packed,) = micro_batches([Text(prompt, answer.ids) for prompt, answer in flat], 10**6, 0, 1)
         with torch.no_grad():
@@ -165,10 +167,10 @@ def test_sampler_and_trainer_differ_no_more_in_bfloat16_than_without_an_adapter(
 
 
 def gathered(engine, zero):
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     parameters = [layer.lora_B for layer in adapters(engine.model).values()]
-    return GatheredParameters(parameters, modifier_rank=0, enabled=zero == "zero3")
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=zero == "zero3")
 
 
 class Untranslated:
