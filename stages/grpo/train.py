@@ -62,6 +62,7 @@ class Trainer:
             seed=config.seed,
             rank=context.rank,
             world_size=context.world_size,
+            device=policy.device,
         )
         if follower is not None:
             self.scene.rollout, self.scene.rest = follower.fresh, follower.rest
