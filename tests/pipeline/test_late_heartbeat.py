@@ -109,10 +109,16 @@ def test_an_ended_run_keeps_its_state_when_a_heartbeat_comes_late(client: SyncPr
     # The automation is on and works: the run that gave no further sign of life is marked.
     wait_for("mark on the run whose process is gone", lambda: client.read_flow_run(gone.id).state.is_crashed(), 90)
     assert "No sign of life" in client.read_flow_run(gone.id).state.message
-    # It fired for the ended ones as well, and the server has refused each.
-    targets = {f"prefect.flow-run.{run.id}" for run in ended.values()}
-    wait_for("refusals", lambda: targets <= refusals(client, began).keys(), 90)
-    assert all("already in terminal state" in refusals(client, began)[target] for target in targets)
+    # It fires for the ended ones as well, and the server refuses each.
+    before = {name: run.state.id for name, run in ended.items()}
+
+    def acted_on(name: str) -> bool:
+        refused = f"prefect.flow-run.{ended[name].id}" in refusals(client, began)
+        return refused or client.read_flow_run(ended[name].id).state.id != before[name]
+
+    wait_for("action on every ended run", lambda: all(map(acted_on, ended)), 60)
     for name, run in ended.items():
         now = client.read_flow_run(run.id).state
-        assert (now.type, now.message) == (ends[name].type, ends[name].message), name
+        assert (now.id, now.type) == (before[name], ends[name].type), name
+    reasons = refusals(client, began)
+    assert all("already in terminal state" in reasons[f"prefect.flow-run.{run.id}"] for run in ended.values())
