@@ -31,7 +31,10 @@ def model_shapes(
     found: dict[str, tuple[Shape, int]] = {}
     for name, config in recipe.stages.items():  # in running order: inputs come first
         if config.kind in MAKERS:
-            found[name] = found[getattr(config, MAKERS[config.kind])]
+            source = getattr(config, MAKERS[config.kind])
+            shape, item = found[source]
+            lora = getattr(recipe.stages[source], "lora", None)
+            found[name] = shape, 4 if lora is not None and lora.merge else item  # merged adapters are handed over in float32
         elif config.kind == "toy_base":
             found[name] = _toy(config), 4
         elif config.kind == "model" and getattr(config, "task", "text") == "text":
