@@ -188,7 +188,9 @@ def test_the_gguf_of_a_package_becomes_a_model_that_speaks(tmp_path):
     assert tokenizer.chat_template and model.dtype is torch.float32 and not hasattr(model.config, "quantization_config")
 
 
-def test_an_exported_model_with_an_adapter_keeps_it(folder, tmp_path):
+def test_an_exported_model_with_an_adapter_keeps_it(tiny, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(tiny, folder)
     model = adapted(load_model(folder), Lora(rank=2), 0)
     with torch.no_grad():
         for layer in adapters(model).values():
