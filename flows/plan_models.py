@@ -51,7 +51,9 @@ def known_shapes(
             except UserError as error:
                 errors[name] = error
         elif (source := model_source(config)) in shapes:
-            shapes[name] = shapes[source]
+            shape, item = shapes[source]
+            lora = getattr(recipe.stages[source], "lora", None)
+            shapes[name] = shape, 4 if lora is not None and lora.merge else item  # merged adapters are handed over in float32
     return shapes, errors
 
 

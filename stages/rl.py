@@ -45,8 +45,8 @@ class RLConfig(Decontaminated, GRPO):
     """Which engine samples. With `vllm` the default of `importance_cap` is 2: it rounds otherwise than the trainer."""
 
     lora: Annotated[Lora | None, ADDED] = None
-    """Train low-rank adapters instead of all weights; sampled is with them, and the model handed over is merged. A value model
-    of its own is trained whole. Null: all weights."""
+    """Train low-rank adapters instead of all weights; the engine `torch` samples with them in place. A value model of its own
+    is trained whole. Null: all weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,10 +76,10 @@ def _samples_elsewhere(given: dict[str, Any]) -> bool:
 
 def run(context: StageContext[RLConfig]) -> Result:
     """Train the policy."""
-    from stages.engine.adapters import adapted
+    from stages.engine.adapters import adapted, merged
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
-    from stages.grpo.policy_rollout import follow_policy
+    from stages.grpo.policy_rollout import follow_policy, vllm_remark
     from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
@@ -98,14 +98,21 @@ def run(context: StageContext[RLConfig]) -> Result:
     device = pick_device(config.compute.device)
     ppo, shared = config.algorithm == "ppo", config.critic.model == "shared"
     scorer = TokenValueScorer if ppo and shared else TokenScorer
-    policy = Engine(scorer(adapted(load_model(folder), config.lora, config.seed)), config, config.deepspeed, device)
-    reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
-    critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
+
+    def start() -> Any:
+        return adapted(load_model(folder), config.lora, config.seed)
+
+    policy = Engine(scorer(start()), config, config.deepspeed, device)
+    reference = Reference(start(), policy.device) if config.kl > 0 else None
+    # A value model has a new head, so what its first weights lose when an adapter is merged in 16 bits does not matter.
+    critic = Engine(ValueScorer(merged(load_model(folder))), config, config.deepspeed, device) if ppo and not shared else None
     with contextlib.ExitStack() as stack:
         follower = None
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
         result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
+    if config.lora is not None and config.rollout.engine == "vllm":
+        result.remarks.append(vllm_remark(policy.model.dtype))
     result.remarks += [*remarks, *problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")

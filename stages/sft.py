@@ -43,7 +43,7 @@ class SFTConfig(StageConfig, Supervised):
     schedule: Literal["constant", "cosine"] = "cosine"
     """Shape of the learning rate; the paper's is a cosine to a tenth."""
     lora: Annotated[Lora | None, ADDED] = None
-    """Train low-rank adapters instead of all weights; the model handed over is merged. Null: all weights."""
+    """Train low-rank adapters instead of all weights. Null: all weights."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
 
@@ -122,7 +122,10 @@ def run(context: StageContext[SFTConfig]) -> Result:
     places = config.epochs * len(trained)
     order = Order(sizes, config.weights, places=places, batch=config.batch, seed=config.seed)
     engine = Engine(scorer, config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every)
+    merge = config.lora is not None and config.lora.merge
+    metrics = train(
+        context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every, merge
+    )
     metrics |= {"documents": float(len(trained))}
     if held:
         metrics |= {"held_out_documents": float(len(held))}

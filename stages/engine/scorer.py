@@ -135,13 +135,15 @@ class TokenValueScorer(TokenScorer):
     def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
         """Log-probability, entropy and value: as TokenScorer's and ValueScorer's together."""
         hidden = self.hidden(packed)
-        said = *self.likelihoods(hidden, packed, temperature), self.head(hidden).float().squeeze(-1)
+        value = self.head(hidden.to(self.head.weight.dtype)).float().squeeze(-1)
+        said = *self.likelihoods(hidden, packed, temperature), value
         return tuple(packed.each(part) for part in said)
 
 
 def value_head(model: nn.Module) -> nn.Linear:
     """A linear head that says 0 of everything: it has seen nothing yet."""
-    head = nn.Linear(model.config.hidden_size, 1, dtype=next(model.parameters()).dtype)  # type: ignore[union-attr,arg-type]
+    trained = next(p for p in model.parameters() if p.requires_grad)  # adapters are float32, whatever the other weights are
+    head = nn.Linear(model.config.hidden_size, 1, dtype=trained.dtype)  # type: ignore[union-attr,arg-type]
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     return head

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from stages.engine import ranks
 from stages.engine.changed_weights import same_weights
 from stages.engine.checkpoints import Checkpointer, states
@@ -65,6 +67,7 @@ class Trainer:
             seed=config.seed,
             rank=context.rank,
             world_size=context.world_size,
+            device=policy.device,
         )
         if follower is not None:
             self.scene.rollout, self.scene.rest = follower.fresh, follower.rest
@@ -86,7 +89,8 @@ class Trainer:
         return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
 
     def _save(self, folder: Path, main: bool) -> None:
-        self.policy.save_model(folder, self.tokenizer, main=main)
+        merge = torch.float32 if self.config.lora is not None and self.config.lora.merge else None
+        self.policy.save_model(folder, self.tokenizer, main=main, merge=merge)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.

@@ -80,6 +80,8 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from stages.engine import ranks
+
     mend = "name a Hugging Face folder of a sequence-classification model with one label and its tokenizer"
     if not (Path(path) / "config.json").is_file():
         raise UserError("no config.json", where=path, mend=mend)
@@ -99,4 +101,5 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return model.to(chosen).eval(), tokenizer
+    # With its index: without one it would be GPU 0 for every rank, for the thread that judges is a new one.
+    return model.to(ranks.local_device(chosen)).eval(), tokenizer

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.engine.adapter_folder import read_adapter
 from stages.kernels.build import NoCompiler
 from stages.rollout import compiled, plain
 from stages.rollout.flight import Answer, Flight
@@ -163,9 +164,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
-    """The causal language model of a folder (safetensors, nothing executed from it).
+    """The causal language model of a folder (safetensors, nothing executed from it), with its adapters in place if it has any.
 
-    Raises UserError when the folder has another kind of model.
+    Raises UserError when the folder has another kind of model, or an adapter that cannot be read.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -173,6 +174,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
     if missing := sorted(info["missing_keys"]):  # they would silently be random
         what = f"its weights lack `{missing[0]}`: not a language model"
         raise UserError(what, where=str(folder), mend="name a stage or folder that has one")
+    read_adapter(model, folder)
     return model.to(device)
 
 
