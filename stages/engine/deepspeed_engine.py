@@ -42,6 +42,7 @@ class Engine:
         scorer.model.config.use_cache = False  # type: ignore[union-attr]
         # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
         scorer.to(self.device).eval()
+        scorer.probe()
         if optimizer.gradient_checkpointing:
             scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
@@ -92,6 +93,11 @@ class Engine:
         with clock.span("forward"):
             scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature, **({"own": True} if own else {}))
         return scored
+
+    def adopt(self, other: "Engine") -> None:
+        """Take the path of another engine of the same architecture, which was checked."""
+        self.scorer.adopt(other.scorer)
+        self.path = other.path
 
     def micro_batches(self, texts: Sequence[Text], tokens: int) -> list[Packed]:
         """Cut out this rank's micro-batches of `texts`: packed ones of about `tokens` tokens, and rows. `owner` counts `texts`.

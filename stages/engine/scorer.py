@@ -19,10 +19,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.engine.attention import NAME
 from stages.engine.own_head import decoder_names, overwritable, own_logits
-from stages.engine.packed import Packed
+from stages.engine.packed import Packed, Text, micro_batches, row
 from stages.engine.token_logp import token_logp
 from stages.engine.windows import text_limit, window
 from stages.store.errors import UserError
+
+_UNREADABLE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UserError)
+"""What a model's code raises when it is called in a way that it does not know."""
 
 CHUNK = 1024
 """Most predicted tokens in a pass through the head (128 to 1024 were equally fast on a CPU)."""
@@ -33,8 +36,23 @@ def chunks_for(predicted: int) -> int:
     return max(1, -(-predicted // CHUNK))
 
 
+def refused(model: nn.Module, reason: str) -> UserError:
+    """The error that a model cannot be trained, or sampled, for a reason that is a property of its architecture."""
+    hint = "take another model, or float32 weights if these have 16 bits"
+    return UserError(f"`{type(model).__name__}` cannot be used: {reason}", where="model", mend=hint)
+
+
+def own_forward_logp(model: nn.Module, row: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+    """(D,) log-probability and entropy of a row's predicted tokens by one call of the model on its text."""
+    logits = model(input_ids=row.tokens[None], use_cache=False).logits[0].index_select(0, row.predictor)
+    return token_logp(logits, row.targets, temperature)
+
+
 class Scorer(nn.Module):
     """Wraps a Hugging Face causal language model (`.model`) to read packed texts and rows."""
+
+    needs_states = False
+    """Whether it reads the decoder's output and not logits alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,6 +75,40 @@ class Scorer(nn.Module):
         # with padding_idx set, its gradient would be dropped in silence.
         model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
         self._recomputed: list[nn.Module] = []
+
+    def probe(self) -> None:
+        """Find out how the model can be called at all: before DeepSpeed cuts its weights, as a failed pass would upset it.
+
+        Raises UserError when its own forward fails, and where a value head needs states that cannot be had.
+        """
+        ids = min(4, self.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        texts = [Text([0, ids - 1], [ids - 1, 0, 1]), Text([0, ids - 1], [1, 1])]
+        device = next(self.model.parameters()).device
+        alone, packed = row(texts[:1], [0]).to(device), micro_batches(texts, 64)[0].to(device)
+        with torch.no_grad():
+            if isinstance(self, TokenScorer):
+                try:
+                    self(alone, own=True)
+                except _UNREADABLE as error:
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    raise refused(self.model, f"its own forward pass fails ({reason})") from error
+            self.can_pack = self.can_pack and self._works(packed)
+            self.whole = self.whole or not self._works(alone)
+        if self.whole and self.needs_states:
+            raise refused(self.model, "its decoder cannot be run apart from its head, which a value model needs")
+
+    def _works(self, packed: Packed) -> bool:
+        try:
+            self(packed)
+        except torch.OutOfMemoryError:
+            raise
+        except _UNREADABLE:
+            return False
+        return True
+
+    def adopt(self, other: "Scorer") -> None:
+        """Call the model as another scorer of the same architecture, which was checked, calls its own."""
+        self.can_pack, self.whole = other.can_pack, other.whole
 
     def recompute(self) -> None:
         """Compute every layer again in the backward pass instead of keeping what is in it.
@@ -122,8 +174,7 @@ class Scorer(nn.Module):
     def own_likelihoods(self, row: Packed, temperature: float) -> tuple[Tensor, Tensor]:
         """As `likelihoods`, by one call of the whole model on the text of a row: what the two paths are compared with."""
         self._prepare(row)
-        logits = self.model(input_ids=row.tokens[None], use_cache=False).logits[0].index_select(0, row.predictor)
-        return token_logp(logits, row.targets, temperature)
+        return own_forward_logp(self.model, row, temperature)
 
 
 class TokenScorer(Scorer):
@@ -146,6 +197,8 @@ class TokenScorer(Scorer):
 class ValueScorer(Scorer):
     """PPO's value model: a language model's decoder with a head of its own that says what a prefix is worth."""
 
+    needs_states = True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.head = value_head(model)
@@ -158,6 +211,8 @@ class ValueScorer(Scorer):
 
 class TokenValueScorer(TokenScorer):
     """A policy with a value head on it: PPO with a shared value model."""
+
+    needs_states = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

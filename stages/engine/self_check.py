@@ -12,17 +12,18 @@ model reads later tokens.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.engine import ranks
-from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Packed, Text, TrainingPath, micro_batches, row
-from stages.engine.scorer import Scorer, TokenScorer
+from stages.engine.scorer import Scorer, TokenScorer, refused
 from stages.engine.windows import text_limit, window
-from stages.store.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.engine.deepspeed_engine import Engine
 
 FLOOR = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Least tolerance in nats by number format; log-probabilities are computed in float32 from float64 logits too."""
@@ -35,11 +36,10 @@ CAUSAL = {torch.float64: 1e-5, torch.float32: 1e-3}
 CAUSAL_16 = 1.0
 """The same for 16-bit formats."""
 
-Score = Callable[[Packed, bool], Tensor]
-"""(N,) log-probabilities of a micro-batch's predicted tokens, on the CPU; by the model's own forward where the flag is set."""
-
-_UNREADABLE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UserError)
-"""What a model's code raises when it is called in a way that it does not know."""
+Score = Callable[[Packed], Tensor]
+"""(N,) log-probabilities of a micro-batch's predicted tokens, on the CPU."""
+Agree = Callable[[float], float]
+"""The largest of all ranks' differences, so that all ranks decide the same."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,23 @@ def training_path(model: Any, texts: Sequence[Text]) -> TrainingPath:
     return check_scorer(TokenScorer(model), texts).path
 
 
-def check_scorer(scorer: TokenScorer, texts: Sequence[Text]) -> TrainingCheck:
+def check_scorer(scorer: TokenScorer, texts: Sequence[Text], temperature: float = 1.0) -> TrainingCheck:
     """As `check_engine`, of a scorer without DeepSpeed. It is left ready for the path that is found."""
     was_training = scorer.training
-    scorer.eval()
-    probe(scorer)
-
-    def score(packed: Packed, own: bool) -> Tensor:
-        logp: Tensor = scorer(packed, own=own)[0].cpu()
-        return logp
-
+    scorer.eval().probe()
     with torch.no_grad():
-        found = _decided(scorer, score, texts, lambda difference: difference)
+        check = _decided(
+            scorer,
+            lambda packed: scorer(packed, temperature)[0].cpu(),
+            lambda packed: scorer(packed, temperature, own=True)[0].cpu(),
+            texts,
+            lambda difference: difference,
+        )
     scorer.train(was_training)
-    return found
+    return check
 
 
-def check_engine(engine: Engine, texts: Sequence[Text]) -> TrainingCheck:
+def check_engine(engine: "Engine", texts: Sequence[Text], temperature: float = 1.0) -> TrainingCheck:
     """Compare the engine's log-probabilities with the model's own, and set the engine's path. Every rank calls it.
 
     Nothing is changed but the path: no gradient, no random number, no state of the optimizer. Ranks may have different texts,
@@ -94,69 +94,57 @@ def check_engine(engine: Engine, texts: Sequence[Text]) -> TrainingCheck:
     Raises UserError when the model's own forward depends on later tokens, or no path agrees with it.
     """
     with torch.no_grad():
-        found = _decided(engine.scorer, lambda packed, own: engine.score(packed, own=own)[0].cpu(), texts, _of_all_ranks)
-    engine.path = found.path
-    return found
+        check = _decided(
+            engine.scorer,
+            lambda packed: engine.score(packed, temperature)[0].cpu(),
+            lambda packed: engine.score(packed, temperature, own=True)[0].cpu(),
+            texts,
+            largest_of_ranks,
+        )
+    engine.path = check.path
+    return check
 
 
-def _of_all_ranks(difference: float) -> float:
+def largest_of_ranks(difference: float) -> float:
+    """The largest of all ranks' differences; every rank calls it."""
     return max(ranks.gather(difference))
 
 
-def probe(scorer: Scorer) -> None:
-    """Find out how the model can be called at all, and note it in the scorer: before DeepSpeed cuts the weights.
+def own_logprobs(model: nn.Module, score_own: Score, texts: Sequence[Text], agree: Agree) -> tuple[list[Tensor], float]:
+    """Log-probabilities of each text's completion by the model's own forward (`score_own`), and the tolerance in nats.
 
-    Raises UserError when its own forward fails.
+    Raises UserError when they depend on later tokens, or are not numbers.
     """
-    text, device = Text([1, 2, 0], [1, 2, 0, 1]), next(scorer.model.parameters()).device
-    packed, alone = (x.to(device) for x in (micro_batches([text, Text([1, 2, 0], [2, 1])], 64)[0], row([text], [0])))
-    with torch.no_grad():
-        if isinstance(scorer, TokenScorer):
-            try:
-                scorer(alone, own=True)
-            except _UNREADABLE as error:
-                raise _refused(scorer, f"its own forward pass fails ({_first_line(error)})") from error
-        scorer.can_pack = scorer.can_pack and _works(scorer, packed)
-        scorer.whole = scorer.whole or not _works(scorer, alone)
-    if scorer.whole and not type(scorer).__name__ == "TokenScorer":
-        raise _refused(scorer, "its decoder cannot be run apart from its head, which a value model needs")
+    own = [score_own(row([text], [0])) for text in texts]
+    dtype = next(model.parameters()).dtype
+    measured = _measured(texts, dtype)
+    rounding = agree(max(largest_difference(own[n], score_own(_with_more_tokens(texts, n))) for n in measured))
+    if not all(bool(logp.isfinite().all()) for logp in own):
+        raise refused(model, "log-probabilities of its own forward pass are not finite")
+    if rounding > CAUSAL.get(dtype, CAUSAL_16):
+        raise refused(model, f"log-probabilities of its own forward pass change by {rounding:.2g} nats with later tokens")
+    return own, max(FLOOR.get(dtype, FLOOR_16), MULTIPLE * rounding)
 
 
-def _works(scorer: Scorer, packed: Packed) -> bool:
-    try:
-        scorer(packed)
-    except torch.OutOfMemoryError:
-        raise
-    except _UNREADABLE:
-        return False
-    return True
-
-
-def _decided(scorer: Scorer, score: Score, texts: Sequence[Text], agreed: Callable[[float], float]) -> TrainingCheck:
-    """Try path by path; `agreed` gives the largest of all ranks' differences, so that all ranks decide the same."""
-    own = [score(row([text], [0]), True) for text in texts]
-    dtype = next(scorer.model.parameters()).dtype
-    rounding = agreed(max(_difference(own[n], score(_with_more_tokens(texts, n), True)) for n in _measured(texts, dtype)))
-    if not rounding <= CAUSAL.get(dtype, CAUSAL_16):
-        cause = "are not numbers" if math.isnan(rounding) else f"change by {rounding:.2g} nats with the tokens behind them"
-        raise _refused(scorer, f"log-probabilities of its own forward pass {cause}")
-    tolerance = max(FLOOR.get(dtype, FLOOR_16), MULTIPLE * rounding)
+def _decided(scorer: Scorer, score: Score, score_own: Score, texts: Sequence[Text], agree: Agree) -> TrainingCheck:
+    """Try path by path."""
+    own, tolerance = own_logprobs(scorer.model, score_own, texts, agree)
     differences: dict[str, float] = {}
     if scorer.can_pack:
         packed = micro_batches(texts, 2**20)[0]
-        differences["packed"] = agreed(_worst(own, packed, score(packed, False)))
+        differences["packed"] = agree(_worst(own, packed, score(packed)))
         if differences["packed"] <= tolerance:
             return TrainingCheck("packed", tolerance, differences, own)
     for whole in (False, True):
-        if whole and (scorer.whole or type(scorer) is not TokenScorer):
+        if whole and (scorer.whole or scorer.needs_states):
             break
         scorer.whole = scorer.whole or whole
         parts = [row([text], [n]) for n, text in enumerate(texts)]
-        differences["rows"] = agreed(max(_worst(own, part, score(part, False)) for part in parts))
+        differences["rows"] = agree(max(_worst(own, part, score(part)) for part in parts))
         if differences["rows"] <= tolerance:
             return TrainingCheck("rows", tolerance, differences, own, _warning(scorer, differences, tolerance))
     worst = " and ".join(f"{difference:.2g} ({path})" for path, difference in differences.items())
-    raise _refused(scorer, f"the trainer's log-probabilities differ from its own forward pass by {worst} nats")
+    raise refused(scorer.model, f"the trainer's log-probabilities differ from its own forward pass by {worst} nats")
 
 
 def _measured(texts: Sequence[Text], dtype: torch.dtype) -> range:
@@ -175,10 +163,10 @@ def _with_more_tokens(texts: Sequence[Text], number: int) -> Packed:
 
 def _worst(own: Sequence[Tensor], packed: Packed, logp: Tensor) -> float:
     owners = packed.owner.cpu()
-    return max(_difference(own[n], logp[owners == n]) for n in owners.unique().tolist())
+    return max(largest_difference(own[n], logp[owners == n]) for n in owners.unique().tolist())
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def largest_difference(one: Tensor, other: Tensor) -> float:
     """Largest absolute difference; infinite where one is not a number."""
     return float((one.double() - other.double()).abs().nan_to_num(nan=math.inf).max())
 
@@ -193,48 +181,58 @@ def _warning(scorer: Scorer, differences: dict[str, float], tolerance: float) ->
     return f"{name} {cause}: it is trained one text per row, which is slower"
 
 
-def _refused(scorer: Scorer, what: str) -> UserError:
-    hint = "take another model, or float32 weights if these have 16 bits"
-    return UserError(f"`{type(scorer.model).__name__}` cannot be trained: {what}", where="model", mend=hint)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # --- texts ---
 
+FEW = 8
+"""Texts of a stage from which the check makes its own."""
 HEAD, TAIL = 16, 16
 """Tokens of a prompt's beginning and end that are taken."""
 ANSWER = 12
 """Tokens of a completion: more than convolutions of hybrids look back (4)."""
 
 
-def check_texts(model: nn.Module, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] = ()) -> list[Text]:
-    """A few short texts of a stage's own tokens: two completions of one prompt, and one of another prompt.
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Two different prompts, as short as the model's window and positions want: the beginning and the end of a stage's own.
 
-    model: the texts are as short as its window and its positions want; prompts: token ids of the stage's prompts, of which the
-    beginning and the end are taken; answers: token ids of completions, which are filled up with tokens of the prompts.
+    prompts: token ids, at least one prompt; a second one is made of the first where there is none.
     """
-    scorer_limits = [limit for limit in (text_limit(model), window(model.config)) if limit is not None]
-    longest = min([*scorer_limits, HEAD + TAIL + ANSWER])
-    answer = max(2, min(ANSWER, longest // 2))
-    shortened = [short_prompt(prompt, max(1, longest - answer)) for prompt in prompts]
+    most = max(1, _longest(model) - _answer_length(model))
+    shortened = [_shortened(prompt, min(most, HEAD + TAIL)) for prompt in prompts]
     first = shortened[0]
-    second = next((prompt for prompt in shortened if prompt != first), [*first[1:], first[0]])
+    return first, next((prompt for prompt in shortened if prompt != first), [*first[1:], first[0]])
+
+
+def check_texts(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] = ()) -> list[Text]:
+    """A few short texts of a stage's own tokens: two completions of one prompt (`check_prompts`), and one of another.
+
+    answers: token ids of completions, such as sampled ones; they are filled up with tokens of the prompts.
+    """
+    first, second = check_prompts(model, prompts)
     pool = [token for tokens in (*answers, *prompts) for token in tokens]
-    pool = pool or list(first)
-    completions = []
-    for number in range(3):
-        begun = list(answers[number])[:answer] if number < len(answers) else []
-        start = number * (ANSWER + 1)
-        filling = [pool[(start + place) % len(pool)] for place in range(answer - number - len(begun))]
-        completions.append([*begun, *filling])
-    return [Text(prompt, completion) for prompt, completion in zip((first, first, second), completions, strict=True)]
+    texts = []
+    for number, prompt in enumerate((first, first, second)):
+        begun = list(answers[number]) if number < len(answers) else []
+        length = max(2, _answer_length(model) - number)  # different lengths: packing fills them up
+        filling = [pool[(number * (ANSWER + 1) + place) % len(pool)] for place in range(length)]
+        texts.append(Text(prompt, [*begun, *filling][:length]))
+    return texts
 
 
-def short_prompt(prompt: Sequence[int], longest: int = HEAD + TAIL) -> list[int]:
-    """The beginning and the end of a prompt."""
+def sampled_length(model: Any) -> int:
+    """Tokens to sample for a check: the texts of `check_texts` have more."""
+    return min(8, max(1, _answer_length(model) - 2))
+
+
+def _longest(model: Any) -> int:
+    limits = [limit for limit in (text_limit(model), window(model.config)) if limit is not None]
+    return max(3, min([*limits, HEAD + TAIL + ANSWER]))
+
+
+def _answer_length(model: Any) -> int:
+    return min(ANSWER, max(2, _longest(model) // 2))
+
+
+def _shortened(prompt: Sequence[int], longest: int) -> list[int]:
     if len(prompt) <= longest:
         return list(prompt)
     tail = longest // 2

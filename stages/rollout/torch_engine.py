@@ -38,6 +38,8 @@ class TorchRollout:
         self.tokenizer = tokenizer
         self.tokens = tokens or RolloutSettings().tokens
         self.decoder = decoder
+        self.fallback = ""
+        """Why the transformers fallback decodes, where the fast decoder does not agree with the model; empty by default."""
         self.end_tokens = end_tokens(model, tokenizer)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
@@ -79,7 +81,7 @@ class TorchRollout:
         was_training = self.model.training
         self.model.eval()  # dropout off while sampling
         with torch.inference_mode():
-            if reason := unsupported(self.model):
+            if reason := self.fallback or unsupported(self.model):
                 warnings.warn(f"sampling takes the slow path: {reason}", stacklevel=2)
                 pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
                 plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens)
