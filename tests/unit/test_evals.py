@@ -16,6 +16,7 @@ from stages.evaluate_model import EvaluateModelConfig
 from stages.problems.episode import Problem
 from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Completion, Sampling
+from stages.rollout.sampled_check import SampledCheck
 from stages.store.config import stage_inputs
 from stages.store.errors import Interrupted, UserError
 from stages.store.files import read_json
@@ -198,6 +199,7 @@ def test_engines_without_a_model_say_so(tmp_path):
 
 def stage(tmp_path, monkeypatch, name, answers, stop=None, chunk=2):
     monkeypatch.setattr("stages.rollout.torch_engine.load_rollout", lambda folder, device, tokens: Table(answers))
+    monkeypatch.setattr("stages.rollout.sampled_check.check_rollout", lambda *_: SampledCheck(0.0, 1e-4))
     (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("531")))
     source = {"source": "file", "path": str(tmp_path / "p.jsonl")}
     settings = {**CONFIG.model_dump(), "kind": "evaluate_model", "model": "base", "held_out": source, "chunk": chunk}
