@@ -39,6 +39,7 @@ _HYBRID = {
     "shared_intermediate_size": 16,
 }
 _LATENT = {
+    "num_key_value_heads": 4,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
@@ -75,6 +76,7 @@ def small_model(family: str, seed: int = 0, **fields: Any) -> Any:
     name, own = FAMILIES[family]
     kind = getattr(transformers, name)
     config = kind.config_class(**{**SIZES, **own, **fields})
+    config._experts_implementation = "eager"  # the grouped product takes no float64
     torch.manual_seed(seed)
     model = kind(config).eval()
     with torch.no_grad():

@@ -106,7 +106,7 @@ def test_leak_of_one_position_is_found(monkeypatch, dtype, prompts):
     leak(monkeypatch)
     check = check_scorer(TokenScorer(model), texts)
     assert check.path == "rows"
-    assert check.differences["packed"] > 2 * check.tolerance
+    assert check.differences["packed"] > check.tolerance * (1 if dtype == "bfloat16" else 1000)
     assert check.differences["rows"] <= check.tolerance
 
 
@@ -115,7 +115,7 @@ def test_sixteen_bit_weights_are_packed_by_a_tolerance_of_their_own_rounding(dty
     model = small_model("llama").to(getattr(torch, dtype))
     check = check_scorer(TokenScorer(model), check_texts(model, PROMPTS))
     assert check.path == "packed"
-    assert 0.02 <= check.tolerance < 1
+    assert 0.02 <= check.tolerance < 0.5
 
 
 def test_tolerance_is_tighter_in_float64():
@@ -156,7 +156,7 @@ def test_step_by_rows_has_the_gradient_of_plain_autograd(family, recomputed):
     check_engine(engine, check_texts(engine.model, PROMPTS))
     engine.path = "rows"  # a Llama too
     loss, tokens = accumulate(engine, texts, 64)
-    expected = -sum(float(own_logp(plain, t).sum()) for t in texts) / total
+    expected = -sum(float(own_logp(plain, t).detach().sum()) for t in texts) / total
     assert loss == pytest.approx(expected, rel=1e-5)
     # The same text twice is computed once.
     assert tokens == sum(len(t.prompt) + len(t.completion) - 1 for t in texts[:-1])
