@@ -32,9 +32,9 @@ FLOOR_16 = 0.02
 MULTIPLE = 4.0
 """The tolerance as a multiple of the model's own rounding, where that is more than the floor."""
 MULTIPLE_16 = 3.0
-"""In 16-bit formats also as a multiple of the spacing of numbers as large as the largest log-probability: logits of that size are
-rounded so at least, and rows of one shape may all be rounded alike. (Measured on random Llamas and GPT-2s: packed texts differ
-by up to 1.2 spacings, with a leak of one position by 3.5 to 500.)"""
+"""In 16-bit formats also as a multiple of the spacing of numbers as large as the largest log-probability: logits of that size
+are rounded so at least, and rows of one shape may all be rounded alike. (Measured on random Llamas and GPT-2s: packed texts
+differ by up to 1.2 spacings, with a leak of one position by 3.5 to 500.)"""
 CAUSAL = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Most nats by which appended tokens may change earlier log-probabilities by rounding."""
 CAUSAL_16 = 1.0

@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteForCausalLM", {"logits_scaling": 8.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
     "cohere": ("CohereForCausalLM", {"logit_scale": 0.25}),
     "gemma2": ("Gemma2ForCausalLM", {"final_logit_softcapping": 3.0, "head_dim": 8}),
-    "gpt2": ("GPT2LMHeadModel", {"n_positions": 256}),
+    "gpt2": ("GPT2LMHeadModel", {}),
     "opt": ("OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "phi": ("PhiForCausalLM", {}),
     "lfm2": ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}),

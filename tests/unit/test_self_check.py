@@ -211,7 +211,9 @@ def test_only_texts_longer_than_the_window_are_rows():
         for batch in batches:
             logp = engine.score(batch)[0]
             for number in batch.owner.unique().tolist():
-                torch.testing.assert_close(logp[batch.owner == number], own_logp(engine.model, texts[number]), rtol=0, atol=1e-5)
+                torch.testing.assert_close(
+                    logp[batch.owner == number], own_logp(engine.model, texts[number]), rtol=0, atol=1e-5
+                )
     with pytest.raises(UserError, match="window of 16"):
         engine.score(packed_module.alone([texts[1]])[0])
 
