@@ -21,7 +21,7 @@ from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.store.config import ADDED, ModelRef
 from stages.store.errors import UserError
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 
 
 class RLConfig(Decontaminated, GRPO):
@@ -82,7 +82,8 @@ def run(context: StageContext[RLConfig]) -> Result:
     from stages.grpo.policy_rollout import follow_policy
     from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
-    from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+    from stages.rollout.sampled_check import check_prompts_fit
+    from stages.rollout.torch_engine import TorchRollout, load_model, load_tokenizer, pick_device
 
     config = context.config
     remarks = config.rewards.remarks(used(verifiers_asked(config.problems, config.held_out), config.rewards.verifier))
@@ -98,14 +99,23 @@ def run(context: StageContext[RLConfig]) -> Result:
     device = pick_device(config.compute.device)
     ppo, shared = config.algorithm == "ppo", config.critic.model == "shared"
     scorer = TokenValueScorer if ppo and shared else TokenScorer
-    policy = Engine(scorer(adapted(load_model(folder), config.lora, config.seed)), config, config.deepspeed, device)
+    model = load_model(folder)
+    prompts = [config.template.render(problem.question) for problem in (*cleaned.problems, *held_out.problems)]
+    encode = TorchRollout(model, tokenizer).encode
+    check_prompts_fit(model, encode, prompts, config.sampling.max_tokens, trained=True)
+    policy = Engine(scorer(adapted(model, config.lora, config.seed)), config, config.deepspeed, device)
     reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
     critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
     with contextlib.ExitStack() as stack:
         follower = None
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
-        result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
+        trainer = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower)
+        check = trainer.check(prompts)
+        warn(check.warnings, main=context.main)
+        result = trainer.run()
+    result.metrics |= check.metrics
+    result.remarks += check.warnings
     result.remarks += [*remarks, *problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")

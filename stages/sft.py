@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from stages.engine.settings import DeepSpeedName, Lora
 from stages.store.config import ADDED, DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised, Validation
 
 
@@ -74,6 +74,7 @@ def run(context: StageContext[SFTConfig]) -> Result:
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
+    from stages.engine.self_check import FEW, check_engine, check_texts
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.documents import hold_out, load_documents, tokenize
     from stages.supervised.held_out import HeldOut
@@ -111,7 +112,14 @@ def run(context: StageContext[SFTConfig]) -> Result:
     places = config.epochs * len(trained)
     order = Order(sizes, config.weights, places=places, batch=config.batch, seed=config.seed)
     engine = Engine(scorer, config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every)
+    first = [texts[n] for n in trained[:FEW]]
+    check = check_engine(engine, check_texts(engine.model, [t.prompt for t in first], [t.completion for t in first]))
+    warnings = [check.warning] if check.warning else []
+    warn(warnings, main=context.main)
+    remarks += warnings
+    metrics = check.metrics | train(
+        context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every
+    )
     metrics |= {"documents": float(len(trained))}
     if held:
         metrics |= {"held_out_documents": float(len(held))}

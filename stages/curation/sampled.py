@@ -13,7 +13,8 @@ from stages.problems.episode import Group, Problem
 from stages.problems.templates import Template
 from stages.rewards.score import score
 from stages.rollout.protocol import Rollout
-from stages.store.stage import StageContext
+from stages.store.files import read_json, write_json
+from stages.store.stage import StageContext, warn
 from stages.tracking.journal import Journal, read
 
 
@@ -42,9 +43,32 @@ class Sampled:
                 groups = self._read(number)
                 if groups is None:
                     self._context.stop.check()
-                    rollout = rollout or stack.enter_context(opened(self._context))
+                    if rollout is None:
+                        rollout = stack.enter_context(opened(self._context))
+                        self._check(rollout)
                     groups = self._sample(rollout, number)
                 self.tell(number + 1, _metrics(groups, self._context.config))
+
+    def _check(self, rollout: Rollout) -> None:
+        from stages.rollout.sampled_check import check_rollout
+
+        config, folder = self._context.config, self._context.inputs["sampler"]
+        prompts = [self._template.render(problem.question) for chunk in self.chunks for problem in chunk]
+        check = check_rollout(rollout, prompts, config.sampling, folder, config.compute.device)
+        warn([check.warning] if check.warning else [])
+        write_json(self._checked, {"metrics": check.metrics, "warning": check.warning})
+
+    @property
+    def _checked(self) -> Path:
+        """Where the outcome of the check is kept: a later attempt may find every chunk sampled."""
+        return self._context.folder.path / "self-check.json"
+
+    def check(self) -> tuple[dict[str, float], list[str]]:
+        """Metrics and warnings of the engine's check; none where the chunks are of a version that had no such check."""
+        if not self._checked.is_file():
+            return {}, []
+        document = read_json(self._checked)
+        return document["metrics"], [document["warning"]] if document["warning"] else []
 
     def tell(self, line: int, metrics: dict[str, float]) -> None:
         """Write the journal's line of this number, unless it has it."""

@@ -22,11 +22,13 @@ from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
 from stages.grpo.sampler import ProblemSampler
 from stages.grpo.select import Selection
+from stages.grpo.start_check import StartCheck, check_policy
 from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
 from stages.rewards.health import Watch, summary
 from stages.rewards.verifiers import canaries_missed, used
 from stages.rollout.records import write_groups
+from stages.rollout.sampled_check import first_prompts
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
 from stages.store.errors import Interrupted, UserError
@@ -73,12 +75,31 @@ class Trainer:
         """Where the sampler stands."""
         self.mismatched = 0
         """Steps whose sampler and trainer differed by more than the alarm."""
+        self.fallback = ""
+        """Why the transformers fallback samples; empty where the fast decoder does."""
         self.kept = Kept(context.folder.path, self._save, main=context.main)
         self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
 
     def _own_model(self) -> TorchRollout:
         model = self.policy.sampling_model(apart=self.config.one_step_off)
-        return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+        rollout = TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+        rollout.fallback = self.fallback
+        return rollout
+
+    def check(self, prompts: Sequence[str]) -> StartCheck:
+        """Check trainer and sampler on the stage's first prompts, and choose their paths. Every rank calls it, before `run`.
+
+        Raises UserError when they do not compute the model's own log-probabilities.
+        """
+        rollout = self.scene.rollout()
+        check = check_policy(self.policy, rollout, first_prompts(rollout.encode, prompts), self.config.sampling.temperature)
+        self.scene.rest()
+        self.fallback = rollout.fallback if isinstance(rollout, TorchRollout) else ""
+        if self.reference:
+            self.reference.scorer.adopt(self.policy.scorer)
+        if self.critic:
+            self.critic.adopt(self.policy)
+        return check
 
     def _save(self, folder: Path, main: bool) -> None:
         self.policy.save_model(folder, self.tokenizer, main=main)

@@ -60,7 +60,7 @@ class TorchRollout:
                 raise UserError(f"the prompt of `{request.key}` is empty", where="template", mend="write a template")
         longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
         limit = position_limit(self.model)
-        if requests and limit is not None and longest > limit:
+        if requests and limit is not None and longest - 1 > limit:  # the last token is not read
             name, prompt = type(self.model).__name__, longest - sampling.max_tokens
             what = f"`{name}` reads {limit} tokens at most, not a prompt of {prompt} with {sampling.max_tokens} more"
             raise UserError(what, where="sampling.max_tokens", mend="make it smaller, or take a model with more positions")
@@ -91,17 +91,19 @@ class TorchRollout:
 
         was_training = self.model.training
         self.model.eval()  # dropout off while sampling
-        with torch.inference_mode():
-            if reason := self.fallback or unsupported(self.model):
-                mode = self._mode = self._mode or choose_mode(self.model, limit)
-                warnings.warn(f"sampling takes the slow path: {reason}; it runs {mode}", stacklevel=2)
-                pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
-                plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens, mode=mode)
-            else:
-                decoder = self._decoder(longest)
-                pick = decoder.chooser(sampling.temperature, sampling.top_p)
-                Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
-        self.model.train(was_training)
+        try:
+            with torch.inference_mode():
+                if reason := self.fallback or unsupported(self.model):
+                    mode = self._mode = self._mode or choose_mode(self.model, limit)
+                    warnings.warn(f"sampling takes the slow path: {reason}; it runs {mode}", stacklevel=2)
+                    pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
+                    plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens, mode=mode)
+                else:
+                    decoder = self._decoder(longest)
+                    pick = decoder.chooser(sampling.temperature, sampling.top_p)
+                    Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
+        finally:
+            self.model.train(was_training)
         return found
 
     def _decoder(self, longest: int) -> LeanDecoder:

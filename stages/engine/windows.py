@@ -1,0 +1,68 @@
+"""How long a text may be: the positions that a model has, and the window within which packed texts are computed rightly."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from stages.store.errors import UserError
+
+_TABLE_NAME = re.compile(r"wpe|pos")
+_OFFSET = 4
+"""Rows that a table of positions may have besides (OPT and BART: 2)."""
+
+
+def text_limit(model: nn.Module) -> int | None:
+    """Most tokens of a text by the model's config (`max_position_embeddings`); None where it names no limit."""
+    limit = getattr(_text_config(model.config), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def window(config: Any) -> int | None:
+    """Tokens of the longest text in which every token sees all before it, at angles that do not depend on its length.
+
+    A sliding window, a chunk of chunked attention, or where long texts get other rotary angles (longrope); None without any.
+    """
+    text = _text_config(config)
+    sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    limits = [sliding, getattr(text, "attention_chunk_size", None), *_rescaled_from(getattr(text, "rope_parameters", None))]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config(decoder=True)
+
+
+def _rescaled_from(rope: Any) -> list[int]:
+    """Lengths from which on rotary angles depend on the length of the text; `rope` may be nested by type of layer."""
+    if not isinstance(rope, dict):
+        return []
+    if rope.get("rope_type") == "longrope":
+        return [rope["original_max_position_embeddings"]] if "original_max_position_embeddings" in rope else []
+    return [limit for inner in rope.values() for limit in _rescaled_from(inner)]
+
+
+def has_position_table(model: nn.Module) -> bool:
+    """Whether positions are looked up in a table with an entry for each (GPT-2, OPT), beyond which nothing can be computed."""
+    limit = text_limit(model)
+    if limit is None:
+        return False
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    sizes = (size for name, tensor in tensors if _TABLE_NAME.search(name) for size in tensor.shape[:-1])
+    return any(limit <= size <= limit + _OFFSET for size in sizes)
+
+
+def check_lengths(model: nn.Module, prompt: int, max_tokens: int, *, trained: bool = False) -> None:
+    """Raise UserError when texts of a stage may not fit the model's positions.
+
+    prompt: tokens of the longest prompt; max_tokens: of the longest answer, the last of which is not computed; trained: whether
+    the texts are trained on. Then models without a table of positions are refused too: the trainer computes nothing beyond
+    `max_position_embeddings`.
+    """
+    limit = text_limit(model)
+    if limit is None or prompt + max_tokens - 1 <= limit or not (trained or has_position_table(model)):
+        return
+    room = limit + 1 - prompt
+    hint = f"set it to {room} or less" if room > 0 else "shorten the prompts, or take a model with more positions"
+    what = f"the longest prompt ({prompt} tokens) and {max_tokens} more do not fit {type(model).__name__}'s {limit} positions"
+    raise UserError(what, where="sampling.max_tokens", mend=hint)
