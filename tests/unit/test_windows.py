@@ -3,28 +3,21 @@
 import pytest
 import torch
 
-from stages.engine.windows import check_lengths, has_position_table, text_limit, window
+from stages.engine.windows import check_lengths, text_limit, window
 from stages.rollout.sampled_check import check_prompts_fit
 from stages.store.errors import UserError
 from tests.unit.small_models import small_model
 
 
 @pytest.mark.parametrize(
-    ("family", "limit", "seen", "table"),
-    [
-        ("llama", 256, None, False),
-        ("gpt2", 256, None, True),
-        ("opt", 256, None, True),
-        ("mistral", 256, 16, False),
-        ("mamba", None, None, False),
-        ("falcon", 256, None, False),
-    ],
+    ("family", "limit", "seen"),
+    [("llama", 256, None), ("gpt2", 256, None), ("opt", 256, None), ("mistral", 256, 16), ("mamba", None, None)],
 )
-def test_limits_of_a_family(family, limit, seen, table):
+def test_limits_of_a_family(family, limit, seen):
     model = small_model(family)
     if family == "mamba":
         del model.config.max_position_embeddings
-    assert (text_limit(model), window(model.config), has_position_table(model)) == (limit, seen, table)
+    assert (text_limit(model), window(model.config)) == (limit, seen)
 
 
 def test_text_behind_which_rotary_angles_change_is_a_window():
