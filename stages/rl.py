@@ -21,7 +21,7 @@ from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.store.config import ADDED, ModelRef
 from stages.store.errors import UserError
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 
 
 class RLConfig(Decontaminated, GRPO):
@@ -82,7 +82,8 @@ def run(context: StageContext[RLConfig]) -> Result:
     from stages.grpo.policy_rollout import follow_policy, vllm_remark
     from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
-    from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+    from stages.rollout.sampled_check import check_prompts_fit
+    from stages.rollout.torch_engine import TorchRollout, load_model, load_tokenizer, pick_device
 
     config = context.config
     remarks = config.rewards.remarks(used(verifiers_asked(config.problems, config.held_out), config.rewards.verifier))
@@ -102,7 +103,11 @@ def run(context: StageContext[RLConfig]) -> Result:
     def start() -> Any:
         return adapted(load_model(folder), config.lora, config.seed)
 
-    policy = Engine(scorer(start()), config, config.deepspeed, device)
+    model = start()
+    prompts = [config.template.render(problem.question) for problem in (*cleaned.problems, *held_out.problems)]
+    encode = TorchRollout(model, tokenizer).encode
+    check_prompts_fit(model, encode, prompts, config.sampling.max_tokens, trained=True)
+    policy = Engine(scorer(model), config, config.deepspeed, device)
     reference = Reference(start(), policy.device) if config.kl > 0 else None
     # A value model has a new head, so what its first weights lose when an adapter is merged in 16 bits does not matter.
     critic = Engine(ValueScorer(merged(load_model(folder))), config, config.deepspeed, device) if ppo and not shared else None
@@ -110,7 +115,12 @@ def run(context: StageContext[RLConfig]) -> Result:
         follower = None
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
-        result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
+        trainer = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower)
+        check = trainer.check(prompts)
+        warn(check.warnings, main=context.main)
+        result = trainer.run()
+    result.metrics |= check.metrics
+    result.remarks += check.warnings
     if config.lora is not None and config.rollout.engine == "vllm":
         result.remarks.append(vllm_remark(policy.model.dtype))
     result.remarks += [*remarks, *problems.remarks("problems"), *held_out.remarks("held_out")]

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages.engine.adapters import base_weights, is_adapted, plain_weights, same
 from stages.engine.deepspeed_file import merge as merge_settings
 from stages.engine.deepspeed_file import stage_training
 from stages.engine.lean_deepspeed import deepspeed
-from stages.engine.packed import Packed, Text, alone
+from stages.engine.packed import Packed, Text, TrainingPath, alone, micro_batches, row, rows
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_file, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
@@ -46,6 +47,7 @@ class Engine:
         scorer.model.config.use_cache = False  # type: ignore[union-attr]
         # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
         scorer.to(self.device).eval()
+        scorer.probe()
         if optimizer.gradient_checkpointing:
             scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
@@ -78,6 +80,8 @@ class Engine:
             # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
             self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
+        self.path: TrainingPath = "packed"
+        """How texts reach the model; `self_check` decides."""
 
     def _settings(self, zero: str, scorer: Scorer, dtype: torch.dtype) -> dict[str, Any]:
         """The file's settings, "auto" filled in; what of it has no effect goes to the log."""
@@ -98,12 +102,46 @@ class Engine:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
 
-    def score(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
-        """What the scorer says of packed texts, with gradient where enabled."""
+    @property
+    def scorer(self) -> Scorer:
+        """The module that DeepSpeed trains."""
+        scorer: Scorer = self.engine.module
+        return scorer
+
+    def score(self, packed: Packed, temperature: float = 1.0, *, own: bool = False) -> tuple[Tensor, ...]:
+        """What the scorer says of packed texts or a row, with gradient where enabled; `own`: see TokenScorer."""
         heartbeat.progress()
         with clock.span("forward"):
-            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
+            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature, **({"own": True} if own else {}))
         return scored
+
+    def adopt(self, other: "Engine") -> None:
+        """Take the path of another engine of the same architecture, which was checked."""
+        self.scorer.adopt(other.scorer)
+        self.path = other.path
+
+    def micro_batches(self, texts: Sequence[Text], tokens: int) -> list[Packed]:
+        """Cut out this rank's micro-batches of `texts`: packed ones of about `tokens` tokens, and rows. `owner` counts `texts`.
+
+        On the path `packed` only texts longer than the model's window are rows.
+        """
+        long = [n for n, text in enumerate(texts) if self._is_row(text)]
+        if not long:
+            return micro_batches(texts, tokens, self.rank, self.world_size)
+        short = [n for n in range(len(texts)) if n not in set(long)]
+        packed = micro_batches([texts[n] for n in short], tokens, self.rank, self.world_size) if short else []
+        numbers = torch.tensor(short)
+        packed = [replace(batch, owner=numbers[batch.owner]) for batch in packed]
+        return packed + rows([texts[n] for n in long], self.rank, self.world_size, long)
+
+    def alone(self, texts: Sequence[Text]) -> list[Packed]:
+        """One text a micro-batch, as the path has it."""
+        return [row([text], [n]) if self._is_row(text) else alone([text])[0] for n, text in enumerate(texts)]
+
+    def _is_row(self, text: Text) -> bool:
+        window = self.scorer.window
+        long = window is not None and len(text.prompt) + len(text.completion) - 1 > window
+        return self.path == "rows" or long
 
     def equalise(self, mine: list[Packed], filler: Text) -> list[Packed]:
         """The micro-batches of this rank, filled up with weightless ones, so that all ranks make the same passes.
@@ -112,7 +150,7 @@ class Engine:
         """
         counts = ranks.gather([chunks_for(len(packed.targets)) for packed in mine])
         needed = max(map(len, counts))
-        filled = mine + [alone([filler])[0] for _ in range(needed - len(mine))]
+        filled = mine + [self.alone([filler])[0] for _ in range(needed - len(mine))]
         for index, packed in enumerate(filled):
             packed.chunks = max(c[index] for c in counts if index < len(c))
         return filled

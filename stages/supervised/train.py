@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Packed, Text, micro_batches
+from stages.engine.packed import Packed, Text
 from stages.engine.profile import traced
 from stages.store.clock import clock
 from stages.store.errors import Interrupted
@@ -102,7 +102,7 @@ def accumulate(engine: Engine, chosen: list[Text], micro_tokens: int) -> tuple[f
     Both are over all ranks; every rank calls it with the same documents.
     """
     total = sum(len(d.completion) for d in chosen)
-    batches = micro_batches(chosen, micro_tokens, ranks.number(), ranks.size())
+    batches = engine.micro_batches(chosen, micro_tokens)
     losses: list[float] = []
 
     def closure(packed: Packed, weight: float) -> Tensor:
