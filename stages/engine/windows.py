@@ -1,15 +1,11 @@
 """How long a text may be: the positions that a model has, and the window within which packed texts are computed rightly."""
 
-import re
 from typing import Any
 
 from torch import nn
 
+from stages.rollout.position_limit import position_limit
 from stages.store.errors import UserError
-
-_TABLE_NAME = re.compile(r"wpe|pos")
-_OFFSET = 4
-"""Rows that a table of positions may have besides (OPT and BART: 2)."""
 
 
 def text_limit(model: nn.Module) -> int | None:
@@ -42,25 +38,16 @@ def _rescaled_from(rope: Any) -> list[int]:
     return [limit for inner in rope.values() for limit in _rescaled_from(inner)]
 
 
-def has_position_table(model: nn.Module) -> bool:
-    """Whether positions are looked up in a table with an entry for each (GPT-2, OPT), beyond which nothing can be computed."""
-    limit = text_limit(model)
-    if limit is None:
-        return False
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    sizes = (size for name, tensor in tensors if _TABLE_NAME.search(name) for size in tensor.shape[:-1])
-    return any(limit <= size <= limit + _OFFSET for size in sizes)
-
-
 def check_lengths(model: nn.Module, prompt: int, max_tokens: int, *, trained: bool = False) -> None:
     """Raise UserError when texts of a stage may not fit the model's positions.
 
     prompt: tokens of the longest prompt; max_tokens: of the longest answer, the last of which is not computed; trained: whether
-    the texts are trained on. Then models without a table of positions are refused too: the trainer computes nothing beyond
-    `max_position_embeddings`.
+    the texts are trained on. Sampling is limited by a table of positions alone (`position_limit`), training also by the
+    config: the trainer computes nothing beyond `max_position_embeddings`.
     """
-    limit = text_limit(model)
-    if limit is None or prompt + max_tokens - 1 <= limit or not (trained or has_position_table(model)):
+    declared = text_limit(model) if trained else None
+    limit = min((limit for limit in (declared, position_limit(model)) if limit is not None), default=None)
+    if limit is None or prompt + max_tokens - 1 <= limit:
         return
     room = limit + 1 - prompt
     hint = f"set it to {room} or less" if room > 0 else "shorten the prompts, or take a model with more positions"

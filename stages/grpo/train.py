@@ -75,16 +75,16 @@ class Trainer:
         """Where the sampler stands."""
         self.mismatched = 0
         """Steps whose sampler and trainer differed by more than the alarm."""
-        self.fallback = ""
-        """Why the transformers fallback samples; empty where the fast decoder does."""
+        self._rollout: TorchRollout | None = None
         self.kept = Kept(context.folder.path, self._save, main=context.main)
         self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
 
     def _own_model(self) -> TorchRollout:
         model = self.policy.sampling_model(apart=self.config.one_step_off)
-        rollout = TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
-        rollout.fallback = self.fallback
-        return rollout
+        if self._rollout is None:  # one for the whole stage: what the check chose holds for every step
+            self._rollout = TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+        self._rollout.model = model
+        return self._rollout
 
     def check(self, prompts: Sequence[str]) -> StartCheck:
         """Check trainer and sampler on the stage's first prompts, and choose their paths. Every rank calls it, before `run`.
@@ -94,7 +94,6 @@ class Trainer:
         rollout = self.scene.rollout()
         check = check_policy(self.policy, rollout, first_prompts(rollout.encode, prompts), self.config.sampling.temperature)
         self.scene.rest()
-        self.fallback = rollout.fallback if isinstance(rollout, TorchRollout) else ""
         if self.reference:
             self.reference.scorer.adopt(self.policy.scorer)
         if self.critic:
