@@ -170,6 +170,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "LagunaConfig": BOTH,
     "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
     "MellumConfig": BOTH,
+    "MiniMaxM3VLTextConfig": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "MinistralConfig": BOTH,
     "SmolLM3Config": BOTH | {"use_sliding_window": True},
     "AriaTextConfig": {"moe_num_experts": 4},
