@@ -21,7 +21,7 @@ from stages.engine.attention import NAME
 from stages.engine.own_head import decoder_names, overwritable, own_logits
 from stages.engine.packed import Packed, Text, micro_batches, row
 from stages.engine.token_logp import token_logp
-from stages.engine.windows import text_limit, window
+from stages.engine.windows import computed_limit, window
 from stages.store.errors import UserError
 
 _UNREADABLE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UserError)
@@ -67,7 +67,7 @@ class Scorer(nn.Module):
         self.decoder_names = decoder_names(model)
         self.whole = not self.decoder_names
         """Whether rows go through the whole model at once, logits of all tokens included: its decoder cannot be run alone."""
-        self.longest = text_limit(model)
+        self.longest = computed_limit(model)
         """Most tokens of a text that are computed, or None: positions that the model has."""
         self.window = window(config)
         """Tokens that every layer sees, or None; packed texts must not be longer, rows may be."""

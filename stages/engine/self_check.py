@@ -123,7 +123,7 @@ def own_logprobs(model: nn.Module, score_own: Score, texts: Sequence[Text], agre
     own = [score_own(row([text], [0])) for text in texts]
     dtype = next(model.parameters()).dtype
     measured = _measured(texts, dtype)
-    rounding = agree(max(largest_difference(own[n], score_own(_with_more_tokens(texts, n))) for n in measured))
+    rounding = agree(max(largest_difference(own[n], score_own(_with_more_tokens(model, texts, n))) for n in measured))
     if not all(bool(logp.isfinite().all()) for logp in own):
         raise refused(model, "log-probabilities of its own forward pass are not finite")
     if rounding > CAUSAL.get(dtype, CAUSAL_16):
@@ -161,10 +161,11 @@ def _measured(texts: Sequence[Text], dtype: torch.dtype) -> range:
     return range(1 if dtype in FLOOR else len(texts))
 
 
-def _with_more_tokens(texts: Sequence[Text], number: int) -> Packed:
-    """Text `number` as a row, with tokens appended whose log-probabilities are not read."""
+def _with_more_tokens(model: nn.Module, texts: Sequence[Text], number: int) -> Packed:
+    """Text `number` as a row, with tokens appended, as far as positions go, whose log-probabilities are not read."""
     text, other = texts[number], texts[number - 1]
-    whole = row([Text(text.prompt, [*text.completion, *other.completion])], [0])
+    room = max(0, (text_limit(model) or 2**31) - len(text.prompt) - len(text.completion))
+    whole = row([Text(text.prompt, [*text.completion, *other.completion[:room]])], [0])
     count = len(text.completion)
     whole.predictor, whole.targets, whole.owner = whole.predictor[:count], whole.targets[:count], whole.owner[:count]
     return whole

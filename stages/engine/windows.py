@@ -14,6 +14,11 @@ def text_limit(model: nn.Module) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def computed_limit(model: nn.Module) -> int | None:
+    """Most tokens of a text that the trainer computes: by the config, and by a table of positions. Wants whole weights."""
+    return min((limit for limit in (text_limit(model), position_limit(model)) if limit is not None), default=None)
+
+
 def window(config: Any) -> int | None:
     """Tokens of the longest text in which every token sees all before it, at angles that do not depend on its length.
 
@@ -45,8 +50,7 @@ def check_lengths(model: nn.Module, prompt: int, max_tokens: int, *, trained: bo
     the texts are trained on. Sampling is limited by a table of positions alone (`position_limit`), training also by the
     config: the trainer computes nothing beyond `max_position_embeddings`.
     """
-    declared = text_limit(model) if trained else None
-    limit = min((limit for limit in (declared, position_limit(model)) if limit is not None), default=None)
+    limit = computed_limit(model) if trained else position_limit(model)
     if limit is None or prompt + max_tokens - 1 <= limit:
         return
     room = limit + 1 - prompt

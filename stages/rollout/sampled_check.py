@@ -17,9 +17,8 @@ from torch import Tensor
 from stages.engine.packed import Packed
 from stages.engine.scorer import own_forward_logp, refused
 from stages.engine.self_check import FEW, Agree, check_prompts, check_texts, largest_difference, own_logprobs, sampled_length
-from stages.engine.windows import check_lengths, text_limit
+from stages.engine.windows import check_lengths, computed_limit
 from stages.rollout.lean import unsupported
-from stages.rollout.position_limit import position_limit
 from stages.rollout.protocol import Completion, Request, Rollout, Sampling
 from stages.rollout.torch_engine import TorchRollout, load_model, pick_device
 
@@ -129,8 +128,7 @@ def check_prompts_fit(
 
     Only prompts that may be too long are encoded: a token is at least a byte.
     """
-    limits = [limit for limit in (text_limit(model), position_limit(model)) if limit is not None]
-    room = min(limits, default=math.inf) - max_tokens + 1
+    room = (computed_limit(model) or math.inf) - max_tokens + 1
     lengths = [len(encode(prompt)) for prompt in prompts if len(prompt.encode()) + _SPECIAL > room]
     if lengths:
         check_lengths(model, max(lengths), max_tokens, trained=trained)
