@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.asking import Asking, asking, data_of
 from flows.commands import Answer, runs_of
@@ -19,6 +19,9 @@ from flows.stage_of_run import finished_model, folder_of, record_of
 from stages.problems.chat_template import chat_template
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import digest_files, read_json, whole_folder, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from stages.rollout.token_text import TokenText
 
 SPARE = 1.05
 """The copy is begun when the disk has so many times its size free."""
@@ -86,6 +89,7 @@ def _demand_room(target: Path, size: int) -> None:
 
 def _prompting(folder: Path, record: RunRecord, stage: str, ask: Asking) -> Prompting:
     """Give the copied tokenizer the template of the training as its chat template, and see what comes of it."""
+    from stages.rollout.token_text import TokenText
     from stages.rollout.torch_engine import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -93,9 +97,10 @@ def _prompting(folder: Path, record: RunRecord, stage: str, ask: Asking) -> Prom
     trained = ask.source is not None and ask.source in (stage, *data_of(section))
     if not trained and (tokenizer.chat_template or ask.source is None):
         return Prompting("own" if tokenizer.chat_template else "none", None, exact=False)
-    _write_template(folder, chat_template(ask.template, _begin(tokenizer)))
+    _write_template(folder, chat_template(ask.template, _begin(TokenText(tokenizer))))
     again = load_tokenizer(folder)
-    exact = all(_chat_ids(again, question) == list(again(ask.template.render(question)).input_ids) for question in PROBES)
+    text = TokenText(again)
+    exact = all(_chat_ids(again, question) == text.prompt(ask.template.render(question)) for question in PROBES)
     return Prompting("trained" if trained else "asked", ask.source, exact)
 
 
@@ -104,12 +109,9 @@ def _chat_ids(tokenizer: Any, question: str) -> list[int]:
     return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
-def _begin(tokenizer: Any) -> str:
+def _begin(text: "TokenText") -> str:
     """What the tokenizer itself puts before a text, which a chat template has to say in words."""
-    text = PROBES[0]
-    whole, bare = (tokenizer(text, add_special_tokens=special).input_ids for special in (True, False))
-    before = whole[: len(whole) - len(bare)] if whole[len(whole) - len(bare) :] == bare else []
-    return "".join(tokenizer.convert_ids_to_tokens(before))
+    return "".join(text.tokenizer.convert_ids_to_tokens(text.affixes[0]))
 
 
 def _write_template(folder: Path, text: str) -> None:

@@ -38,19 +38,27 @@ class Progress(Protocol):
 def figures(line: Line) -> str:
     """The figures of a step worth watching, as text.
 
-    >>> figures(Line(1, 2, 0, {"reward/accuracy": 0.5, "rollout/length": 30.25, "train/loss": 1.0}))
-    'accuracy 0.50  length 30'
+    >>> figures(Line(1, 2, 0, {"reward/accuracy": 0.5, "rollout/length": 30.25, "train/loss": 1.0, "health/no_signal": 1.0}))
+    'accuracy 0.50  length 30  alarm no_signal'
     """
     found = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
-    return "  ".join(f"{label} {form.format(value)}" for label, form, value in found if value is not None)
+    shown = [f"{label} {form.format(value)}" for label, form, value in found if value is not None]
+    return "  ".join([*shown, *(f"alarm {name}" for name in alarms(line))])
+
+
+def alarms(line: Line) -> list[str]:
+    """The alarms of a step, such as `no_signal`; stages/rewards/health.py says what they mean."""
+    prefix, missed = "health/", "health/canaries_missed"
+    return sorted(key.removeprefix(prefix) for key in line.metrics if key.startswith(prefix) and key != missed)
 
 
 class Lines:
-    """Plain lines, for each stage at most one in ten seconds while it runs."""
+    """Plain lines, for each stage at most one in ten seconds while it runs, and one for each new alarm."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
         self._next = dict[str, float]()
+        self._alarms = dict[str, list[str]]()
 
     def note(self, text: str) -> None:
         """Say something about the run."""
@@ -63,7 +71,9 @@ class Lines:
 
     def line(self, stage: str, line: Line) -> None:
         """A step of a stage that runs has finished."""
-        if time.monotonic() >= self._next.get(stage, 0.0):
+        new = set(alarms(line)) - set(self._alarms.get(stage, ()))
+        self._alarms[stage] = alarms(line)
+        if new or time.monotonic() >= self._next.get(stage, 0.0):
             self._next[stage] = time.monotonic() + _LINE_SECONDS
             self._write(f"{stage}: {line.step}/{line.of}  {figures(line)}".rstrip())
 

@@ -208,4 +208,4 @@ def _report(selection: Selection, chosen: _Chosen, config: CurateConfig) -> dict
     return report if plain else report | {"answers": _ordered(fates, config)}
 
 
-KIND = StageKind(name="curate", version=1, config=CurateConfig, output="dataset", run=run)
+KIND = StageKind(name="curate", version=2, config=CurateConfig, output="dataset", run=run)

@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,13 +19,15 @@ from stages.problems.decontamination import Cleaned, Decontaminated
 from stages.problems.episode import Problem
 from stages.problems.rows import Row, read_rows
 from stages.problems.templates import Template
-from stages.store.config import ExternalPath, ModelRef
+from stages.store.config import ADDED, ExternalPath, ModelRef
 from stages.store.errors import UserError
 from stages.store.files import whole_folder, write_json
 from stages.store.stage import Result, StageContext, StageKind
+from stages.supervised.conversations import Chat, Refused, read_messages, read_tools
 
 SHOWN = 5
 """Refused rows that are named one by one; the rest are counted."""
+THINKING_LEFT_OUT = "conversations without the thinking of their earlier turns, which the chat template leaves out"
 _MARK = re.compile(r"<\|\w+\|>|\[/?INST\]")
 """What chat templates put around what is said: a short question ends there, as at the end of a line."""
 
@@ -46,17 +48,17 @@ class DatasetConfig(Decontaminated):
     completion: str = "completion"
     """Column with the text that is learned; the tokenizer's end token is put behind it."""
     messages: str = "messages"
-    """Column with conversations: lists of {role, content}. What the assistant says last is learned, all before it is read."""
+    """Column with conversations: lists of {role, content}. What the assistant says last is learned, all before it is read.
+    Further fields (`reasoning_content`, `tool_calls`) go where the chat template puts them; a row is left out, by the field's
+    name, where it has no place for one."""
+    tools: Annotated[str, ADDED] = "tools"
+    """Column with the definitions of the tools that a conversation may call, a list or JSON; it may be missing."""
     tokenizer: ModelRef | None = None
     """The stage whose model's chat template makes texts of conversations; needed for these alone."""
     problem: str = "problem_id"
     """Column that names the problem a row is about: rows of one problem are held out together. It may be missing."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows, from the file's start; all by default. What an evaluation asks is left out of these."""
-
-
-class Refused(Exception):
-    """Why a row is left out."""
 
 
 def run(context: StageContext[DatasetConfig]) -> Result:
@@ -70,13 +72,13 @@ def run(context: StageContext[DatasetConfig]) -> Result:
     columns: set[str] = set()
     documents: list[dict[str, Any]] = []
     asked: list[str] = []
-    chat = Chat(place)
+    chat, partly = Chat(place), Counter[str]()
     for row in read_rows(path):
         if config.limit is not None and len(documents) == config.limit:
             break
         columns |= row.values.keys()
         try:
-            document, question = _document(row, config, chat)
+            document, question = _document(row, config, chat, partly)
             documents.append(document | {"source": path.stem, "row": row.number})
             asked.append(question)
         except Refused as reason:
@@ -98,6 +100,7 @@ def run(context: StageContext[DatasetConfig]) -> Result:
         _write(folder / "train.parquet", documents)
         write_json(folder / "report.json", {**metrics, "refused": dict(refused)})
     remarks = [f"path: {refused.total()} rows left out ({counts})"] if counts else []
+    remarks += [f"path: {number} {what}" for what, number in partly.items()]
     notes = {"refused": dict(refused), "decontaminated": cleaned.report()}
     return Result(metrics=metrics, notes=notes, remarks=[*remarks, *cleaned.remarks("path")])
 
@@ -115,72 +118,23 @@ def _unasked(config: DatasetConfig, documents: list[dict[str, Any]], asked: list
     return [document for document, problem in pairs if problem.id not in left_out], cleaned
 
 
-class Chat:
-    """Makes a prompt and a completion of a conversation, with the chat template of a model folder."""
+def _document(row: Row, config: DatasetConfig, chat: Chat, counts: Counter[str]) -> tuple[dict[str, Any], str]:
+    """The document, and what of it an evaluation may ask: without what the template puts around it.
 
-    def __init__(self, folder: Path | None) -> None:
-        """The tokenizer is loaded when the first conversation comes."""
-        self._folder = folder
-        self._tokenizer: Any = None
-
-    def render(self, said: list[dict[str, str]]) -> tuple[str, str]:
-        """Prompt and completion. Raises Refused when the template refuses the conversation or changes the answer."""
-        tokenizer = self._loaded()
-        try:
-            prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
-            whole = tokenizer.apply_chat_template(said, tokenize=False)
-        except Exception as error:  # a template is a program of its author's: it may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Refused(f"the chat template refuses it ({reason})") from error
-        if not whole.startswith(prompt):
-            raise Refused("the chat template writes the prompt otherwise once there is an answer")
-        completion = whole[len(prompt) :]
-        if said[-1]["content"].strip() not in completion:
-            raise Refused("the chat template leaves out a part of the answer")
-        # Both are put there again when the texts are tokenized.
-        if tokenizer.eos_token and completion.rstrip().endswith(tokenizer.eos_token):
-            completion = completion.rstrip().removesuffix(tokenizer.eos_token)
-        first = tokenizer("").input_ids[:1]
-        if first and first == [tokenizer.bos_token_id]:
-            prompt = prompt.removeprefix(tokenizer.bos_token)
-        return prompt, completion
-
-    def _loaded(self) -> Any:
-        if self._tokenizer is None:
-            from stages.rollout.torch_engine import load_tokenizer
-
-            mend = "set `tokenizer:` to a stage of kind `model` whose model has a chat template"
-            if self._folder is None:
-                raise UserError("conversations need a chat template", where="tokenizer", mend=mend)
-            self._tokenizer = load_tokenizer(self._folder)
-            if not self._tokenizer.chat_template:
-                raise UserError("the model has no chat template", where="tokenizer", mend=mend)
-        return self._tokenizer
-
-
-def _said(messages: Any) -> list[dict[str, str]]:
-    """The messages with their role and content alone."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise Refused("no list of messages")
-    said = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
-    if not all(isinstance(text, str) and _is_text(text) for message in said for text in message.values()):
-        raise Refused("a message without role or text")
-    if len(said) < 2 or said[-1]["role"] != "assistant" or not said[-1]["content"].strip():
-        raise Refused("the last of several messages is not an answer of the assistant's")
-    return said
-
-
-def _document(row: Row, config: DatasetConfig, chat: Chat) -> tuple[dict[str, Any], str]:
-    """The document, and what of it an evaluation may ask: without what the template puts around it."""
+    `counts` counts what is to be said of documents that are taken.
+    """
     if row.fault:
         raise Refused(row.fault)
     problem = row.values.get(config.problem)
     if isinstance(problem, str) and not _is_text(problem):
         raise Refused(f"column `{config.problem}` has half a character in it")
     if (messages := row.values.get(config.messages)) is not None:
-        said = _said(messages)
-        prompt, completion = chat.render(said)
-        question = "\n".join(message["content"] for message in said[:-1])
+        talk = read_messages(messages)
+        rendered = chat.render(talk, read_tools(row.values.get(config.tools)))
+        if rendered.thinking_left_out:
+            counts[THINKING_LEFT_OUT] += 1
+        prompt, completion = rendered.prompt, rendered.completion
+        question = "\n".join(message["content"] for message in talk[:-1])
     elif config.question is not None:
         question = _text(row, config.question)
         prompt = config.template.render(question)
@@ -218,5 +172,5 @@ def _write(path: Path, documents: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(documents, schema), path)
 
 
-KIND = StageKind(name="dataset", version=1, config=DatasetConfig, output="dataset", run=run)
+KIND = StageKind(name="dataset", version=2, config=DatasetConfig, output="dataset", run=run)
 """The user's own documents for supervised training."""

@@ -12,6 +12,7 @@ from stages.evals.settings import EvaluationConfig
 from stages.evals.statistics import mean
 from stages.problems.episode import Group
 from stages.problems.sources import load_problem_set, verifiers_asked
+from stages.rewards.coverage import check_coverage
 from stages.rewards.score import score
 from stages.rewards.verifiers import used
 from stages.store.config import ModelRef
@@ -80,6 +81,8 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     def scored(groups: Sequence[Group]) -> None:
         episodes = [episode for group in groups for episode in group.episodes]
         score(rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-evaluate")
+        if not folder.journal.exists():  # the first chunk: later ones may be a single answer
+            check_coverage(rewards, episodes, "the first chunk")
 
     hooks = Hooks(score=scored, check_stop=context.stop.check)
     with open_rollout(config.rollout, context.inputs["model"], config.compute.device, folder.path / "vllm.log") as rollout:
@@ -106,4 +109,4 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     return Result(metrics=evaluation.metrics | check.metrics, remarks=remarks, tokens=progress.tokens)
 
 
-KIND = StageKind(name="evaluate_model", version=2, config=EvaluateModelConfig, output="report", run=run)
+KIND = StageKind(name="evaluate_model", version=3, config=EvaluateModelConfig, output="report", run=run)

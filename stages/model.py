@@ -63,6 +63,8 @@ def run(context: StageContext[ModelConfig]) -> Result:
     """Load the model and its tokenizer, and save both as a normal model folder."""
     import torch
 
+    from stages.rollout.tokenizer_report import check_rows, report_tokenizer
+
     config = context.config
     dtype = getattr(torch, config.dtype)
     notes: dict[str, Any] = {}
@@ -78,6 +80,14 @@ def run(context: StageContext[ModelConfig]) -> Result:
         model, tokenizer = _from_gguf(file, dtype)
     else:
         model, tokenizer = _from_folder_or_hub(config, dtype)
+    if config.task == "preference":
+        check_rows(tokenizer, model)
+    else:
+        seen = report_tokenizer(tokenizer, model)
+        notes["tokenizer"] = seen.notes
+        remarks += seen.warnings
+        for sentence in seen.warnings:
+            print(sentence, file=sys.stderr)
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -214,9 +224,15 @@ def _model_class(config: ModelConfig) -> Any:
 def _check_loads_back(folder: Path, model: Any, tokenizer: Any, config: ModelConfig, dtype: Any) -> None:
     from transformers import AutoTokenizer
 
+    from stages.rollout.tokenizer_report import CHARACTERS, SAMPLES
+
     again = _model_class(config).from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    texts = [*SAMPLES.values(), CHARACTERS]
+    if [loaded(text).input_ids for text in texts] != [tokenizer(text).input_ids for text in texts]:
+        raise RuntimeError("the saved tokenizer does not encode as the loaded one did")
     probed = _judged if config.task == "preference" else _greedy
-    if probed(again, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) != probed(model, tokenizer):
+    if probed(again, loaded) != probed(model, tokenizer):
         raise RuntimeError("the saved model does not answer as the loaded one did")
 
 
@@ -250,4 +266,4 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-KIND = StageKind(name="model", version=1, config=ModelConfig, output="model", run=run)
+KIND = StageKind(name="model", version=2, config=ModelConfig, output="model", run=run)

@@ -124,4 +124,4 @@ def run(context: StageContext[RLConfig]) -> Result:
     return result
 
 
-KIND = StageKind(name="rl", version=2, config=RLConfig, output="model", run=run, distributed=True)
+KIND = StageKind(name="rl", version=3, config=RLConfig, output="model", run=run, distributed=True)

@@ -4,6 +4,7 @@ The *base* model is trained on answers that were sampled and found correct and r
 are learned, the prompts are read. Documents are packed without seeing each other; the paper does not say whether its were.
 """
 
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from stages.engine.settings import DeepSpeedName, Lora
 from stages.store.config import ADDED, DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
+from stages.store.manifest import LEARNING
 from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised, Validation
 
@@ -71,15 +73,19 @@ class SFTConfig(StageConfig, Supervised):
 def run(context: StageContext[SFTConfig]) -> Result:
     """Train on the dataset."""
     from stages.engine.adapters import adapted
+    from stages.engine.changed_weights import same_weights
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
     from stages.engine.self_check import FEW, check_engine, check_texts
+    from stages.rewards.learning import sft_learning
+    from stages.rollout.token_text import end_tokens
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
     from stages.supervised.documents import hold_out, load_documents, tokenize
     from stages.supervised.held_out import HeldOut
     from stages.supervised.order import Order
     from stages.supervised.train import train
+    from stages.tracking.journal import read
 
     config = context.config
     roles = ["data"] if isinstance(config.data, str) else [f"data.{number}" for number in range(len(config.data))]
@@ -89,13 +95,18 @@ def run(context: StageContext[SFTConfig]) -> Result:
         for document in load_documents(context.inputs[role] / "train.parquet", number)
     ]
     tokenizer = load_tokenizer(context.inputs["model"])
-    scorer = TokenScorer(adapted(load_model(context.inputs["model"]), config.lora, config.seed))
-    encoded = tokenize(documents, tokenizer)
+    model = load_model(context.inputs["model"])
+    ends = end_tokens(model, tokenizer)
+    scorer = TokenScorer(adapted(model, config.lora, config.seed))
+    encoded = tokenize(documents, tokenizer, ends)
     window = min(limit for limit in (config.longest, (scorer.longest or 2**62) + 1) if limit is not None)
     fitting = [n for n, (prompt, completion) in enumerate(encoded) if len(prompt) + len(completion) <= window]
     remarks = []
     if long := len(documents) - len(fitting):
         remarks.append(f"data: {long} of {len(documents)} documents left out, which are longer than {window} tokens")
+    if twice := sum(not ends.isdisjoint(completion[:-1]) for _, completion in encoded):
+        what = "an end token inside its answer, after which a model that samples would have stopped"
+        remarks.append(f"data: {twice} of {len(documents)} documents have {what}")
     documents, texts = [documents[n] for n in fitting], [Text(*encoded[n]) for n in fitting]
     if not documents:
         mend = "raise `longest`, or take a model with a larger window"
@@ -125,8 +136,16 @@ def run(context: StageContext[SFTConfig]) -> Result:
         metrics |= {"held_out_documents": float(len(held))}
     lengths = [len(texts[n].prompt) + len(texts[n].completion) for n in trained]
     tokens = sum(lengths[number] for step in range(order.steps) for number in order.of_step(step))
-    return Result(metrics=metrics, remarks=remarks, tokens=tokens)
+    notes: dict[str, Any] = {}
+    if context.main:
+        unchanged = same_weights(context.inputs["model"], context.folder.output("model"))
+        learning = sft_learning((line.metrics for line in read(context.folder.journal)), unchanged=unchanged)
+        notes[LEARNING] = learning.note()
+        if learning.sentence:
+            remarks.insert(0, learning.sentence)
+            print(f"warning: {learning.sentence}", file=sys.stderr, flush=True)
+    return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=tokens)
 
 
-KIND = StageKind(name="sft", version=1, config=SFTConfig, output="model", run=run, distributed=True)
+KIND = StageKind(name="sft", version=2, config=SFTConfig, output="model", run=run, distributed=True)
 """Supervised training: the cold start, the 800k samples, distillation."""

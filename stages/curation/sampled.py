@@ -11,6 +11,7 @@ from stages.curation.filters import first_failure
 from stages.curation.settings import CurateConfig
 from stages.problems.episode import Group, Problem
 from stages.problems.templates import Template
+from stages.rewards.coverage import check_coverage
 from stages.rewards.score import score
 from stages.rollout.protocol import Rollout
 from stages.store.files import read_json, write_json
@@ -86,12 +87,10 @@ class Sampled:
             rollout, problems, self._template, config.sampling, config.samples, seed=config.seed, purpose="curate", step=0
         )
         episodes = [episode for group in groups for episode in group.episodes]
-        score(
-            config.rewards.located(self._context.inputs),
-            episodes,
-            max_tokens=config.sampling.max_tokens,
-            key=f"{config.seed}-curate",
-        )
+        rewards = config.rewards.located(self._context.inputs)
+        score(rewards, episodes, max_tokens=config.sampling.max_tokens, key=f"{config.seed}-curate")
+        if number == 0:  # later ones may be a single answer
+            check_coverage(rewards, episodes, "the first chunk")
         write_groups(self._path(number), groups)
         return groups
 

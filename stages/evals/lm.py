@@ -137,13 +137,19 @@ class RolloutLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The end token, which stands before texts that have no context."""
-        return int(self._model_and_tokenizer()[1].eos_token_id)
+        _, tokenizer = self._model_and_tokenizer()
+        if tokenizer.eos_token_id is not None:
+            return int(tokenizer.eos_token_id)
+        if ends := getattr(self.rollout, "end_tokens", ()):
+            return int(min(ends))
+        mend = "set eos_token in the model's tokenizer_config.json"
+        raise UserError("the model declares no end token, which texts without context begin with", where="tasks", mend=mend)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text, as in prompts unless said otherwise."""
-        if add_special_tokens is None:
+        if add_special_tokens is None or add_special_tokens:
             return list(self.rollout.encode(string))
-        return list(self._model_and_tokenizer()[1].encode(string, add_special_tokens=add_special_tokens))
+        return list(self._model_and_tokenizer()[1].encode(string, add_special_tokens=False))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -60,6 +60,7 @@ NAMES = {
     "rollout/no_verdict": "share of answers without verdict; unjudged ones count where rewards of yours failed on some",
     "rollout/several_answers": "share of answers that state several final answers",
     "rollout/zero_variance": "share of groups whose rewards are all equal: they carry no signal",
+    "rollout/zero_signal_groups": "how many groups these are",
     "rollout/pass_at_k": "share of judged problems with at least one right answer among their k = `samples`",
     "rollout/reflective_words": "words such as wait, check, however in an answer, mean",
     "rollout/groups": "groups trained on (only with dynamic sampling)",
@@ -78,6 +79,7 @@ NAMES = {
     "health/canary": "1 in a step with this alarm, as the following",
     "health/no_verdict": "too many answers without verdict",
     "health/several_answers": "too many answers that state several final answers",
+    "health/no_signal": "no step had a group whose rewards differ",
     "health/format_gain": "format rose while accuracy was flat",
     "health/length_factor": "the length drifted while accuracy was flat",
     "time/step": "seconds from one line of the journal to the next: the step and what came after the one before it",
@@ -132,7 +134,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if judged:
         found["rollout/pass_at_k"] = pass_at_k(groups)
     if len(groups[0].episodes) > 1:
-        found["rollout/zero_variance"] = float(zero_variance(*rewards_of(groups)).double().mean())
+        equal = zero_variance(*rewards_of(groups)).double()
+        found |= {"rollout/zero_variance": float(equal.mean()), "rollout/zero_signal_groups": float(equal.sum())}
     for verdict in ("right", "wrong"):
         lengths = [len(e.completion_ids) for e in episodes if e.scored.verdict == verdict]
         if lengths:

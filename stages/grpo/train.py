@@ -4,12 +4,14 @@ It departs from the paper in three ways: the default clip is the field's (0.2, n
 held-out reward instead of being the last, and training stops when that reward collapses.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from stages.engine import ranks
+from stages.engine.changed_weights import same_weights
 from stages.engine.checkpoints import Checkpointer, states
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.profile import traced
@@ -25,13 +27,16 @@ from stages.grpo.select import Selection
 from stages.grpo.start_check import StartCheck, check_policy
 from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
+from stages.rewards.coverage import check_coverage
 from stages.rewards.health import Watch, summary
+from stages.rewards.learning import Learning, rl_learning
 from stages.rewards.verifiers import canaries_missed, used
 from stages.rollout.records import write_groups
 from stages.rollout.sampled_check import first_prompts
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
 from stages.store.errors import Interrupted, UserError
+from stages.store.manifest import LEARNING
 from stages.store.stage import Result, StageContext
 from stages.tracking.journal import Journal, read
 
@@ -146,15 +151,36 @@ class Trainer:
             self.ahead.end()
         chosen = self.selection.best_step if config.select == "best" else 0
         self.kept.publish(chosen or None, folder.output("model"))
+        learning = self._learning()
+        said = [learning.sentence] if learning and learning.sentence else []
         return Result(
             metrics={
                 "steps": float(step),
                 "best_step": float(self.selection.best_step),
                 "best_reward": self.selection.best_reward,
             },
-            remarks=self._remarks(step),
+            notes={LEARNING: learning.note()} if learning else {},
+            remarks=[*said, *self._remarks(step)],
             tokens=self.tokens,
         )
+
+    def _learning(self) -> Learning | None:
+        """What was learned, on the rank that writes. Raises UserError where it is nothing and `no_signal` stops the stage."""
+        health, learning = self.config.health, None
+        if self.context.main:
+            learning = rl_learning(
+                (line.metrics for line in read(self.context.folder.journal)),
+                unchanged=same_weights(self.context.inputs["policy"], self.context.folder.output("model")),
+                functions=list(self.config.rewards.functions),
+                format_gain=health.format_gain,
+                flat=health.flat,
+            )
+            if learning.sentence:
+                print(f"warning: {learning.sentence}", file=sys.stderr, flush=True)
+        refused = learning.sentence if learning and learning.failed and "no_signal" in health.stop else ""
+        if refused := ranks.gather(refused)[0]:
+            raise UserError(refused, where="health", mend="or take `no_signal` out of `health.stop`")
+        return learning
 
     def _over(self, step: int, sampled: int = 0) -> bool:
         """Whether nothing is left to do after `step` steps, in the last of which `sampled` more tokens were sampled."""
@@ -168,6 +194,7 @@ class Trainer:
         # The policy's schedule begins with its own first step.
         lr = config.lr_at(step if pretrain else step - first, config.steps - first)
         collected = self._collect(step)
+        check_coverage(self.scene.rewards, [e for group in collected.drawn for e in group.episodes], f"step {step + 1}")
         self.position = collected.position
         prepared = prepare(
             collected.groups,

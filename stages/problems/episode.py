@@ -70,6 +70,8 @@ class Episode:
     finish: Literal["stop", "length"]
     """`length`: cut at the limit. Truncated thinking is no answer."""
     reward: Reward | None = None
+    faults: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Function of the user's -> why it has no value for this answer. Not in the records."""
 
     @property
     def truncated(self) -> bool:

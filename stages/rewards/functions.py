@@ -21,8 +21,9 @@ _told: set[str] = set()
 
 
 def function_parts(rewards: Rewards, episodes: Sequence[Episode]) -> list[dict[str, float] | None]:
-    """The parts of each answer by name; None for an answer of which a function had nothing to say within its limit.
+    """The parts of each answer by name; None for an answer for which a function raised, or had no number within its limit.
 
+    Why is put into the answer's `faults`.
     Raises UserError when a function cannot be loaded.
     """
     found: list[dict[str, float] | None] = [{} for _ in episodes]
@@ -33,6 +34,7 @@ def function_parts(rewards: Rewards, episodes: Sequence[Episode]) -> list[dict[s
             value, fault = _number(reply)
             if fault:
                 _tell(name, fault)
+                episodes[index].faults[name] = fault
                 found[index] = None
             elif value is not None and (parts := found[index]) is not None:
                 parts[name] = value

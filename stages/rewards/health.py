@@ -9,13 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.store.config import Config
+from stages.rewards.learning import has_signal
+from stages.store.config import ADDED, Config
 
-AlarmName = Literal["no_verdict", "canary", "several_answers", "format_gain", "length_factor"]
+AlarmName = Literal["no_verdict", "canary", "several_answers", "format_gain", "length_factor", "no_signal"]
 Metrics = Mapping[str, float]
 CANARIES = "health/canaries_missed"
 
@@ -33,12 +34,15 @@ class Health(Config):
     """Rise of the format reward from the window's first half to its second while accuracy is flat."""
     length_factor: float | None = Field(default=1.5, gt=1)
     """Growth (or, inverted, shrinking) of the mean length between the halves while accuracy is flat."""
+    no_signal: Annotated[float | None, ADDED] = Field(default=1.0, gt=0, le=1)
+    """Share of steps without a signal, in which the rewards of every group are all equal, from which on nothing is learned."""
     flat: float = Field(default=0.02, ge=0)
     """Rise of accuracy between the halves up to which it counts as flat."""
     canary_every: int = Field(default=25, ge=0)
     """Steps after which the verifier judges answers whose verdicts are known; 0: never."""
     stop: tuple[AlarmName, ...] = ()
-    """Alarms that stop the stage, after a checkpoint; the others warn."""
+    """Alarms that stop the stage, after a checkpoint; the others warn. `no_signal` also refuses a stage that ends, however
+    short it is, without a signal in any step or with the weights that it started from."""
 
 
 def alarms(steps: Sequence[Metrics], health: Health) -> dict[AlarmName, str]:
@@ -58,6 +62,11 @@ def alarms(steps: Sequence[Metrics], health: Health) -> dict[AlarmName, str]:
         limit, share = getattr(health, name), _mean(window, f"rollout/{name}")
         if limit is not None and share is not None and share > limit:
             found[name] = f"{share:.0%} of the answers of {len(window)} steps {what}"  # type: ignore[index]
+    signals = [signal for step in window if (signal := has_signal(step)) is not None]
+    if health.no_signal is not None and len(signals) == len(window):
+        without = signals.count(False)
+        if without >= health.no_signal * len(window):
+            found["no_signal"] = f"no group had a signal in {without} of the last {len(window)} steps"
     return found | _drifts(window, health)
 
 

@@ -23,11 +23,12 @@ from stages.rollout.position_limit import position_limit
 from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import Choose, choose, uniforms
 from stages.rollout.settings import Decoder, RolloutSettings
+from stages.rollout.token_text import TokenText, end_tokens
 from stages.rollout.transformers_batch import Mode
 from stages.store.errors import UserError
 
 TAIL = 24
-"""Tokens looked back over for a stop text."""
+"""Tokens looked back over for a stop text, at least: one for each of its bytes, since a token may be a single one."""
 
 
 class TorchRollout:
@@ -46,10 +47,11 @@ class TorchRollout:
         self.fallback = "rollout.decoder is `transformers`" if decoder == "transformers" else ""
         """Why the model's own forward samples where a faster decoder could; empty where the fastest does."""
         self._mode: Mode | None = None
+        self.text = TokenText(tokenizer, self.end_tokens)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt."""
-        return tuple(self.tokenizer(prompt).input_ids)
+        return tuple(self.text.prompt(prompt))
 
     def sample(
         self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int, done: Done | None = None
@@ -122,10 +124,9 @@ class TorchRollout:
         return LeanDecoder(self.model, longest)
 
     def _completions(self, answers: list[Answer]) -> list[Completion]:
-        texts = self.tokenizer.batch_decode([answer.ids for answer in answers], skip_special_tokens=True)
         return [
-            Completion(answer.ids, answer.logprobs, text, "stop" if answer.stopped else "length")
-            for answer, text in zip(answers, texts, strict=True)
+            Completion(answer.ids, answer.logprobs, self.text.decode(answer.ids), "stop" if answer.stopped else "length")
+            for answer in answers
         ]
 
     def _limit(self, request: Request, number: int, sampling: Sampling) -> int:  # noqa: ARG002  one for all here
@@ -135,7 +136,8 @@ class TorchRollout:
     def _ender(self, sampling: Sampling) -> Any:
         """Says of rows of tokens, and how many each has, which have come to an end."""
         ends = torch.tensor(sorted(self.end_tokens), dtype=torch.long, device=next(self.model.parameters()).device)
-        finishing = Finishing(self.tokenizer, sampling.stop)
+        finishing = Finishing(self.text, sampling.stop)
+        tail = max([TAIL, *(len(text.encode(errors="surrogatepass")) + 1 for text in sampling.stop)])
 
         def ended(ids: Tensor, counts: Tensor) -> Tensor:
             newest = ids.gather(1, counts[:, None] - 1).squeeze(1)
@@ -143,9 +145,8 @@ class TorchRollout:
             # To decode every row at every token took two fifths of the time of a GPU.
             if rows := [row for row, token in enumerate(newest.tolist()) if finishing[token]] if sampling.stop else []:
                 lengths, found = counts[rows].tolist(), ids[rows].tolist()
-                tails = [row[max(0, n - TAIL) : n] for row, n in zip(found, lengths, strict=True)]
-                texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
-                over[rows] |= torch.tensor([any(text in tail for text in sampling.stop) for tail in texts], device=over.device)
+                texts = [self.text.decode(row[max(0, n - tail) : n]) for row, n in zip(found, lengths, strict=True)]
+                over[rows] |= torch.tensor([any(stop in text for stop in sampling.stop) for text in texts], device=over.device)
             return over
 
         return ended
@@ -154,24 +155,15 @@ class TorchRollout:
 class Finishing(dict[int, bool]):
     """Whether a token may be the last of a stop text: its own text has the last character of one, or is half a character."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+    def __init__(self, text: TokenText, stop: tuple[str, ...]) -> None:
         super().__init__()
-        self._tokenizer, self._last = tokenizer, {text[-1] for text in stop if text} | {"\N{REPLACEMENT CHARACTER}"}
+        self._text, self._last = text, {text[-1] for text in stop if text} | {"\N{REPLACEMENT CHARACTER}"}
         self._any = any(text[-1:].isspace() or not text for text in stop)  # some tokenizers strip a lone token's spaces
 
     def __missing__(self, token: int) -> bool:
-        text = self._tokenizer.decode([token], skip_special_tokens=True)
+        text = self._text.decode([token])
         found = self[token] = self._any or not self._last.isdisjoint(text)
         return found
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every declared end token: of the generation config, the model config and the tokenizer."""
-    declared = (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
-    found: set[int] = set()
-    for item in declared:
-        found.update(item if isinstance(item, list) else [] if item is None else [item])
-    return frozenset(found)
 
 
 def load_tokenizer(folder: Path) -> Any:

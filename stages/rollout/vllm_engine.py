@@ -19,7 +19,7 @@ from transformers import AutoConfig, GenerationConfig
 from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import derived_seed
 from stages.rollout.settings import RolloutSettings
-from stages.rollout.torch_engine import end_tokens
+from stages.rollout.token_text import TokenText, end_tokens
 from stages.rollout.vllm_client import MEND, VllmProcess
 from stages.rollout.weights_group import WeightsGroup, described, distinct
 from stages.store.errors import StageFailed, UserError
@@ -51,6 +51,7 @@ class VllmRollout:
         self.tokenizer = tokenizer
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.end_tokens = _end_tokens(folder, config, tokenizer)
+        self.text = TokenText(tokenizer, self.end_tokens)
         interpreter = Path(settings.vllm_python or INTERPRETER)
         if not interpreter.is_file():
             raise UserError("vLLM is not installed: no such interpreter", where=str(interpreter), mend=MEND)
@@ -78,7 +79,7 @@ class VllmRollout:
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt."""
-        return tuple(self.tokenizer(prompt).input_ids)
+        return tuple(self.text.prompt(prompt))
 
     def sample(
         self, requests: list[Request], sampling: Sampling, *, seed: int, purpose: str, step: int, done: Done | None = None
@@ -110,7 +111,7 @@ class VllmRollout:
             number, ids = reply["prompt"], reply["ids"]
             if not ids or reply["finish"] not in ("stop", "length"):
                 raise StageFailed("vLLM left an answer unfinished")
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = self.text.decode(ids)
             answers[number][reply["sample"]] = Completion(ids, reply["logprobs"], text, reply["finish"])
             left[number] -= 1
             if not left[number] and done is not None:

@@ -121,6 +121,9 @@ def _sample(llm: Any, request: dict[str, Any], tell: Tell) -> None:
                 stop=request["stop"],
                 include_stop_str_in_output=True,
                 detokenize=bool(request["stop"]),
+                # Stop texts are looked for in what the trainer's side decodes: a tag may be a special token.
+                skip_special_tokens=False,
+                spaces_between_special_tokens=False,
                 # The end tokens are those we name, and no others.
                 stop_token_ids=request["end_tokens"],
                 ignore_eos=True,

@@ -18,6 +18,8 @@ SCHEMA = 2
 """Number of the manifest's schema; a reader that meets a higher one refuses it. From 2 on a manifest is sealed."""
 GATE = "gate"
 """Key of a gate's verdict in the notes, from where runs, MLflow and reports take it."""
+LEARNING = "learning"
+"""Key in the notes of what a training stage has learned, from where MLflow takes it."""
 
 S = TypeVar("S", bound=Sealed)
 

@@ -6,12 +6,13 @@ dataset they are in. No torch here.
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.problems.rows import read_rows
+from stages.rollout.token_text import TokenText
 from stages.store import heartbeat
 from stages.store.errors import UserError
 from stages.supervised.settings import Validation
@@ -50,27 +51,27 @@ def load_documents(path: Path, dataset: int = 0) -> list[Document]:
     return documents
 
 
-def tokenize(documents: Sequence[Document], tokenizer: Any) -> list[tuple[Sequence[int], Sequence[int]]]:
+def tokenize(
+    documents: Sequence[Document], tokenizer: Any, ends: Iterable[int] = ()
+) -> list[tuple[Sequence[int], Sequence[int]]]:
     """Token ids of each prompt and completion, the latter with its end token. Four bytes a token: datasets are large.
 
-    The two are tokenized apart, as in sampling, where the prompt is tokenized before an answer exists.
+    The two are tokenized apart, as in sampling, where the prompt is tokenized before an answer exists. `ends`: ids of the
+    declared end tokens, of which the tokenizer's own is one.
     Raises UserError when the tokenizer has no end token, or makes nothing of a prompt.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
-        mend = "set eos_token in its tokenizer_config.json"
-        raise UserError("the tokenizer has no end token, so no answer would end", where="model", mend=mend)
-    found: list[tuple[Sequence[int], Sequence[int]]] = []
+    text = TokenText(tokenizer, ends)
+    encoded: list[tuple[Sequence[int], Sequence[int]]] = []
     for start in range(0, len(documents), AT_ONCE):
         heartbeat.progress()
         some = documents[start : start + AT_ONCE]
-        prompts = tokenizer([d.prompt for d in some]).input_ids
-        completions = tokenizer([d.completion for d in some], add_special_tokens=False).input_ids
+        prompts = text.prompts([d.prompt for d in some])
+        completions = text.completions([d.completion for d in some])
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=start + 1):
             if not prompt:
                 raise UserError(f"document {number} has a prompt without tokens", where="data", mend="give it a prompt")
-            found.append((array("i", prompt), array("i", [*completion, end])))
-    return found
+            encoded.append((array("i", prompt), array("i", completion)))
+    return encoded
 
 
 def hold_out(documents: Sequence[Document], validation: Validation, seed: int) -> tuple[list[int], list[int]]:

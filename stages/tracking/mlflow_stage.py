@@ -9,7 +9,7 @@ from mlflow.entities import Param
 from stages.store.errors import UserError
 from stages.store.files import digest_json, read_json
 from stages.store.folders import StageFolder
-from stages.store.manifest import GATE, Manifest
+from stages.store.manifest import GATE, LEARNING, Manifest
 from stages.tracking.journal import Follower, Line
 from stages.tracking.mlflow_client import Connection, now
 from stages.tracking.mlflow_records import log_records
@@ -17,6 +17,10 @@ from stages.tracking.mlflow_registry import log_verdict
 from stages.tracking.mlflow_sender import Sender
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+LEARNING_TAG = "r1.learning"
+"""Tag of a training stage's run: `learned`, or why not (stages/rewards/learning.py)."""
+LONGEST_NOTE = 5000
+"""Characters of the remarks that become the description of a stage's run: MLflow refuses values that are much longer."""
 STAGE_SECONDS = 5.0
 """How long the begin and the end of a stage wait for an MLflow that answers. For one that is away they do not wait."""
 
@@ -107,6 +111,10 @@ class StageTracking:
         if manifest is not None:
             connection = self._connection
             model = log_records(client, connection.experiment_id, self.run_id, self._name, self._folder, manifest)
+            if isinstance(learning := manifest.notes.get(LEARNING), dict):
+                client.set_tag(self.run_id, LEARNING_TAG, str(learning.get("outcome")))
+            if manifest.remarks:
+                client.set_tag(self.run_id, "mlflow.note.content", "\n\n".join(manifest.remarks)[:LONGEST_NOTE])
             if GATE in manifest.notes:
                 run_ids = (self._parent(), self.run_id)
                 log_verdict(client, connection.experiment, *run_ids, self._name, self._folder, manifest, model)

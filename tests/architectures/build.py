@@ -174,6 +174,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "minimax_m3_sparse"],
         "index_block_size": 4,
         "index_topk_blocks": 2,
+        "index_n_heads": KV_HEADS,
     },
     "MinistralConfig": BOTH,
     "SmolLM3Config": BOTH | {"use_sliding_window": True},

@@ -1,6 +1,7 @@
 """An RL stage whose rewards have gone bad ends with one line, after a checkpoint; with the alarm off it goes on from there."""
 
 import json
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.pipeline.test_stage_resume import base, prepare  # noqa: F401 - a fix
 
 BAD = [
     "stages.zero.steps=8",
-    "stages.zero.rewards.functions={odd: {function: 'tests.unit.reward_functions:raising'}}",
+    "stages.zero.rewards.functions={odd: {function: 'tests.unit.reward_functions:raising_on_wrong_answers'}}",
     "stages.zero.checkpoints.every=3",
     "stages.zero.evaluation.every=8",
 ]
@@ -25,7 +26,7 @@ def test_a_stage_without_verdicts_is_stopped_and_goes_on_when_told_to(tmp_path, 
     for _ in range(2):  # started again it says the same, from its journal
         finish(folder, status=2)
         outcome = read_json(max(folder.glob("attempts/*/outcome.json")))
-        assert "100% of the answers of 4 steps have no verdict" in outcome["message"]
+        assert re.search(r"\d\d% of the answers of 4 steps have no verdict", outcome["message"])
         assert "take the alarm out of `health.stop`" in outcome["message"]
     first = len(read(folder / "journal.jsonl"))
     assert first in (4, 5)
@@ -37,5 +38,5 @@ def test_a_stage_without_verdicts_is_stopped_and_goes_on_when_told_to(tmp_path, 
     lines = read(folder / "journal.jsonl")
     assert [line.step for line in lines if line.metrics.get("health/no_verdict")] == [4, 5, 6, 7, 8]
     assert [line.step for line in lines if line.metrics.get("health/canaries_missed") == 0] == [2, 4, 6, 8]
-    assert all(line.metrics["rollout/no_verdict"] == 1 and line.metrics["train/updates"] == 0 for line in lines)
+    assert all(0.1 < line.metrics["rollout/no_verdict"] <= 1 for line in lines)
     assert "rewards: alarm `no_verdict` in 5 steps" in read_json(folder / "manifest.json")["remarks"]

@@ -40,3 +40,22 @@ def raising(answer):
 def hold(mib):
     """Hold so many MiB for a moment."""
     return len(bytearray(mib << 20)) >> 20
+
+
+def not_a_number(answer):
+    """Never a number, without an error."""
+    return f"good: {answer['question']}"
+
+
+def raising_on_wrong_answers(answer):
+    """A number for right answers alone."""
+    if answer["answer"] != answer["reference"]:
+        raise ValueError("wrong")
+    return 0.0
+
+
+def raising_on_right_answers(answer):
+    """A number for some answers alone."""
+    if answer["answer"] == answer["reference"]:
+        raise ValueError("right")
+    return 0.0

@@ -1,5 +1,6 @@
 """A template as a chat template: for one question exactly the training's prompt, for others an answer or a clear refusal."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,3 +50,17 @@ def test_what_it_was_not_trained_on_is_refused() -> None:
     for said in (system, [system[1], system[1]]):
         with pytest.raises(TemplateError, match=ONE_QUESTION):
             rendered(Template(name="question"), said)
+
+
+def test_an_exported_template_gives_the_prompts_of_a_tokenizer_that_appends_its_end_token(tmp_path: Path) -> None:
+    from flows.export import PROBES, _begin, _chat_ids
+    from stages.rollout.token_text import TokenText
+    from tests.unit.tokenizers_by_kind import byte_level
+
+    text = TokenText(byte_level(append=True))
+    assert _begin(text) == "<s>"
+    template = Template()
+    text.tokenizer.chat_template = chat_template(template, _begin(text))
+    assert [_chat_ids(text.tokenizer, question) for question in PROBES] == [
+        text.prompt(template.render(question)) for question in PROBES
+    ]

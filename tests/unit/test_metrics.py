@@ -5,6 +5,7 @@ import pytest
 from flows import progress
 from stages.grpo.metrics import NAMES, held_out_metrics, reward_metrics, rollout_metrics
 from stages.problems.episode import Reward
+from stages.tracking.journal import Line
 from stages.tracking.mlflow_client import metric_name
 from tests.conftest import group_of
 
@@ -31,6 +32,16 @@ def test_names_are_the_same_in_mlflow_and_in_the_progress_bar():
     assert all(sentence for sentence in NAMES.values())
 
 
+def test_a_new_alarm_is_shown_at_once_on_plain_lines():
+    shown = []
+    lines = progress.Lines(shown.append)
+    lines.begin("zero", "rl")
+    for step, alarm in enumerate((0, 1, 1, 0, 1), 1):
+        metrics = {"reward/accuracy": 0.0, "health/canaries_missed": 0.0} | ({"health/no_signal": 1.0} if alarm else {})
+        lines.line("zero", Line(step, 5, 0, metrics))
+    assert shown[1:] == ["zero: 2/5  accuracy 0.00  alarm no_signal", "zero: 5/5  accuracy 0.00  alarm no_signal"]
+
+
 def test_what_groups_say():
     found = rollout_metrics(groups())
     assert found["rollout/length"] == pytest.approx(15 / 6)
@@ -39,6 +50,7 @@ def test_what_groups_say():
     assert found["rollout/truncated"] == pytest.approx(1 / 6)
     assert found["rollout/no_verdict"] == pytest.approx(1 / 6)
     assert found["rollout/zero_variance"] == 0.5
+    assert found["rollout/zero_signal_groups"] == 1
     assert found["rollout/pass_at_k"] == 0.5
     assert found["rollout/reflective_words"] == pytest.approx(2 / 6)
     assert found.keys() <= NAMES.keys()

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 MODULES = sorted(path.stem for path in (ROOT / "stages/rewards").glob("*.py"))
-ENGINE_ROOM = {"__init__", "pool", "worker", "math_pool", "score", "functions", "preference", "verifiers"}
+ENGINE_ROOM = {"__init__", "coverage", "pool", "worker", "math_pool", "score", "functions", "preference", "verifiers"}
 SANDBOX = {"sandbox", "sandbox_boot", "sandbox_calls", "sandbox_watch"}
 """No rewards of their own, or with nothing to show in a line: their tests are elsewhere."""
 

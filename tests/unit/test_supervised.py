@@ -2,7 +2,7 @@
 
 import random
 from array import array
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -203,19 +203,30 @@ def test_the_rate_rises_in_a_line_and_falls_to_a_tenth_in_a_cosine():
 
 
 class Letters:
-    """A tokenizer of single letters that begins a text with 9, and has 0 as its end."""
+    """A tokenizer of single letters that begins a text with 99, and has 0 as its end."""
 
     eos_token_id = 0
+    bos_token_id = 99
+    pad_token_id = None
+    is_fast = True
+    all_special_ids = (0, 99)
+    added_tokens_decoder = MappingProxyType({})
 
     def __call__(self, texts, add_special_tokens=True):
-        return SimpleNamespace(input_ids=[[9] * add_special_tokens + [ord(c) - 96 for c in text] for text in texts])
+        return SimpleNamespace(input_ids=[[99] * add_special_tokens + [ord(c) - 96 for c in text] for text in texts])
+
+    def convert_ids_to_tokens(self, ids):
+        return [chr(96 + n) for n in ids]
+
+    def decode(self, ids, **_):
+        return "".join({0: "<end>", 99: "<begin>"}.get(n, chr(96 + n)) for n in ids)
 
 
 def test_prompt_and_completion_are_tokenized_apart_and_the_answer_ends(monkeypatch):
     monkeypatch.setattr("stages.supervised.documents.AT_ONCE", 2)
     some = [Document("ab", "c"), Document("a", ""), Document("b", "abc")]
     found = [(list(prompt), list(completion)) for prompt, completion in tokenize(some, Letters())]
-    assert found == [([9, 1, 2], [3, 0]), ([9, 1], [0]), ([9, 2], [1, 2, 3, 0])]
+    assert found == [([99, 1, 2], [3, 0]), ([99, 1], [0]), ([99, 2], [1, 2, 3, 0])]
 
 
 def test_a_tokenizer_without_an_end_is_refused():

@@ -81,13 +81,13 @@ def logged_table(client, run_id):
     return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
 
 
-def done(folder, output, files):
+def done(folder, output, files, **more):
     folder.output(output).mkdir()
     for name, text in files.items():
         (folder.output(output) / name).write_text(text)
     record = StageRecord.model_validate(json.loads(folder.config.read_text()))
     metrics = {"accuracy": 0.75, "pass@8,none": 0.5}
-    facts = {"metrics": metrics, "notes": {}, "tokens": 1, "wall_seconds": 2.0, "device_seconds": 4.0}
+    facts = {"metrics": metrics, "notes": {}, "tokens": 1, "wall_seconds": 2.0, "device_seconds": 4.0, **more}
     return write_manifest(folder, record, output, **facts)
 
 
@@ -113,6 +113,16 @@ def test_a_resumed_stage_has_no_step_twice_and_none_missing(uri, folder):
     wanted = {"stage": "zero", "kind": "rl", "fingerprint": "f" * 64, "git_sha": "abc"}
     assert wanted.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.parentRunId"] == first.parent_run_id
+
+
+def test_a_stage_that_learned_nothing_has_a_tag_and_its_remarks_as_description(uri, folder):
+    manifest = done(folder, "model", {"w": "x"}, notes={"learning": {"outcome": "no_signal"}}, remarks=["no group", "rest"])
+    for name in ("zero", "reused"):
+        stage = tracking(uri).stage(name, folder, None)
+        stage.finish("FINISHED", manifest)
+        tags = MlflowClient(uri).get_run(stage.run_id).data.tags
+        assert tags["r1.learning"] == "no_signal"
+        assert tags["mlflow.note.content"] == "no group\n\nrest"
 
 
 def test_a_journal_cut_back_while_it_is_followed(uri, folder):
