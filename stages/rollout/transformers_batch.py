@@ -114,6 +114,7 @@ class TransformersBatch:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order; a row may be named twice."""
         assert self.can_drop, "this cache cannot be repeated or cut"
+        before = len(self._ids)
         self._ids, self.logits = self._ids[rows], self.logits[rows]
         for name, value in self._options.items():
             if name in ALL_CACHE_NAMES:
@@ -122,8 +123,9 @@ class TransformersBatch:
                 with model_code():
                     value.reorder_cache(rows)
             elif isinstance(value, Tensor):
-                # Positions may have a leading dimension (one for each kind of rotary position); rows are the last but one.
-                self._options[name] = value.index_select(value.dim() - 2, rows) if value.shape[-2] > 1 else value
+                # A mask or positions, which may have a dimension for kinds of rotary positions before that of the rows.
+                assert value.shape[-2] == before, f"`{name}` has shape {tuple(value.shape)} for {before} rows"
+                self._options[name] = value.index_select(value.dim() - 2, rows)
 
     @cached_property
     def _last_only(self) -> dict[str, int]:
