@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from stages.engine.settings import DeepSpeedName
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, ToyDocuments, save_toy_tokenizer, toy_documents
 from stages.store.config import StageConfig
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised
 
 
@@ -96,12 +96,13 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
     first = documents[:FEW]
     check = check_engine(engine, check_texts(model, [t.prompt for t in first], [t.completion for t in first]))
-    assert check.path == "packed", "a Llama can be packed"
+    warnings = [check.warning] if check.warning else []
+    warn(warnings, main=context.main)
     order = Order([count], None, places=count, batch=config.batch, seed=config.seed)
     metrics = train(context, engine, tokenizer, documents, order, config)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(d.prompt) + len(d.completion) for d in documents)
-    return Result(metrics=metrics | check.metrics | {"parameters": float(parameters)}, tokens=tokens)
+    return Result(metrics=metrics | check.metrics | {"parameters": float(parameters)}, remarks=warnings, tokens=tokens)
 
 
 KIND = StageKind(name="toy_base", version=1, config=ToyBaseConfig, output="model", run=run, distributed=True)

@@ -165,7 +165,7 @@ def _with_more_tokens(model: nn.Module, texts: Sequence[Text], number: int) -> P
     """Text `number` as a row, with tokens appended, as far as positions go, whose log-probabilities are not read."""
     text, other = texts[number], texts[number - 1]
     room = max(0, (text_limit(model) or 2**31) - len(text.prompt) - len(text.completion))
-    whole = row([Text(text.prompt, [*text.completion, *other.completion[:room]])], [0])
+    whole = row([Text(text.prompt, [*text.completion, *other.completion[: min(room, APPENDED)]])], [0])
     count = len(text.completion)
     whole.predictor, whole.targets, whole.owner = whole.predictor[:count], whole.targets[:count], whole.owner[:count]
     return whole
@@ -195,8 +195,10 @@ def _warning(scorer: Scorer, differences: dict[str, float], tolerance: float) ->
 
 FEW = 8
 """Texts of a stage from which the check makes its own."""
-HEAD, TAIL = 16, 16
-"""Tokens of a prompt's beginning and end that are taken."""
+HEAD, TAIL = 16, 8
+"""Tokens of a prompt's beginning and end that are taken; the beginning is long enough to be shared as a prefix."""
+APPENDED = 8
+"""Tokens behind a text that must change nothing."""
 ANSWER = 12
 """Tokens of a completion: more than convolutions of hybrids look back (4)."""
 
@@ -245,5 +247,5 @@ def _answer_length(model: Any) -> int:
 def _shortened(prompt: Sequence[int], longest: int) -> list[int]:
     if len(prompt) <= longest:
         return list(prompt)
-    tail = longest // 2
+    tail = longest * TAIL // (HEAD + TAIL)
     return [*prompt[: longest - tail], *prompt[len(prompt) - tail :]]

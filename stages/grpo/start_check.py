@@ -13,7 +13,7 @@ from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import row
 from stages.engine.self_check import TrainingCheck, check_engine, check_prompts, check_texts, largest_of_ranks
 from stages.rollout.protocol import Completion, Rollout
-from stages.rollout.sampled_check import check_sampler
+from stages.rollout.sampled_check import check_sampler, checked_temperature
 
 
 @dataclass
@@ -30,7 +30,7 @@ def check_policy(policy: Engine, rollout: Rollout, prompts: Sequence[Sequence[in
     rollout: the engine that samples, with the policy's weights; prompts: token ids of the stage's prompts.
     Raises UserError when trainer or sampler do not compute the model's own log-probabilities.
     """
-    model, chosen = policy.model, check_prompts(policy.model, prompts)
+    model, chosen, temperature = policy.model, check_prompts(policy.model, prompts), checked_temperature(temperature)
     checks: list[TrainingCheck] = []
 
     def own(answers: list[Completion]) -> tuple[list[Tensor], float]:

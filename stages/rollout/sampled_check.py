@@ -26,8 +26,15 @@ PURPOSE = "self-check"
 """Names the check's random numbers."""
 FLOOR_VLLM = 1e-3
 """Least tolerance in nats for vLLM, whose kernels sum in another order (measured on a CPU in float32: below 1e-3)."""
+COOLEST = 0.5
+"""Lowest temperature of a check, as dividing by a small one magnifies rounding; greedy sampling is checked at 1."""
 _FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What decoding raises for an architecture that it does not know."""
+
+
+def checked_temperature(temperature: float) -> float:
+    """The temperature at which a stage's engine is checked."""
+    return max(temperature, COOLEST) if temperature else 1.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ def check_rollout(rollout: Rollout, prompts: Sequence[str], sampling: Sampling, 
     model = rollout.model if isinstance(rollout, TorchRollout) else load_model(folder, pick_device(device))
     model.eval()
     check_prompts_fit(model, rollout.encode, prompts, sampling.max_tokens)
-    temperature, chosen = sampling.temperature or 1.0, check_prompts(model, first_prompts(rollout.encode, prompts))
+    temperature, chosen = (
+        checked_temperature(sampling.temperature),
+        check_prompts(model, first_prompts(rollout.encode, prompts)),
+    )
 
     def score_own(row: Packed) -> Tensor:
         return own_forward_logp(model, row.to(model.device), temperature)[0].cpu()

@@ -25,6 +25,7 @@ from stages.store.stage import StageContext, StopRequest
 from stages.summary import KIND as SUMMARY
 from stages.summary import SummaryConfig
 from stages.tracking import journal
+from tests.unit.small_models import small_model
 
 PROBLEMS = {name: Problem(id=name, question=f"{name}=? ", answer=a, source="t") for name, a in
             (("p0", "5"), ("p1", "3"), ("p2", "1"))}  # fmt: skip
@@ -190,6 +191,14 @@ def test_likelihoods_equal_those_of_single_rows():
         targets = range(len(row) - len(continuation), len(row))
         assert total == pytest.approx(sum(logp[i - 1, row[i]].item() for i in targets), abs=1e-5)
         assert greedy == all(logp[i - 1].argmax().item() == row[i] for i in targets)
+
+
+def test_likelihoods_of_a_model_without_a_limit_of_positions():
+    model = small_model("mamba")
+    del model.config.max_position_embeddings
+    ((total, _),) = continuation_scores(model, [([5, 6, 7], [8, 9])])
+    logp = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    assert total == pytest.approx(float(logp[2, 8] + logp[3, 9]), abs=1e-5)
 
 
 def test_engines_without_a_model_say_so(tmp_path):

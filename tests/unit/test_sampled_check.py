@@ -38,7 +38,7 @@ def decoder(request):
     return request.param
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.02, 0.0])
 def test_sampled_log_probabilities_are_the_models_own(tokenizer, tmp_path, decoder, temperature):
     rollout = TorchRollout(toy(), tokenizer, decoder=decoder)
     found = check(rollout, tmp_path, temperature)

@@ -232,8 +232,8 @@ def test_texts_of_the_check_are_the_stages_own_tokens():
     model = small_model("llama")
     long = [list(range(3, 63)), [*range(3, 60), 2, 2, 2]]
     first, second = check_prompts(model, [long[0], long[0], long[1]])
-    assert first == [*range(3, 19), *range(47, 63)]
-    assert second == [*range(3, 19), *range(47, 60), 2, 2, 2]
+    assert first == [*range(3, 19), *range(55, 63)]
+    assert second == [*range(3, 19), *range(55, 60), 2, 2, 2]
     texts = check_texts(model, long, [[9, 9, 1], [8]])
     assert [t.prompt for t in texts] == [first, first, second]
     assert [t.completion[:3] for t in texts[:2]] == [[9, 9, 1], [8, *texts[1].completion[1:3]]]
