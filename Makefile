@@ -8,7 +8,7 @@ VLLM_READY := $(VLLM)/.ready
 INFRA := .venv-infra
 INFRA_READY := $(INFRA)/.ready
 
-.PHONY: setup quickstart vllm test test-slow test-vllm test-gpu peers check check-infra bench faults
+.PHONY: setup quickstart vllm test test-slow test-vllm test-gpu peers check check-infra bench faults texts
 .DEFAULT_GOAL := setup
 
 $(READY): pyproject.toml constraints.txt
@@ -70,6 +70,9 @@ check-infra: $(READY) $(INFRA_READY)  ## infra/: each file by its own tool, the 
 bench: $(READY)            ## our step, rollout, update and evaluation beside peers, as ratios; installs TRL
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python -m tests.bench $(BENCH)
+
+texts: $(READY)            ## hostile texts through everything that reads what a model wrote; prints count, time, slowest
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.untrusted.reading_path 500000
 
 faults: $(READY)           ## injects faults at random moments; prints fault, times, outcome
 	$(BIN)/python -m tests.faults.bench

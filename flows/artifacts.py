@@ -16,6 +16,7 @@ import httpx
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run, task_run
 
+from flows.markdown import escaped
 from flows.prefect_server import impatient_client
 from flows.progress import Progress, figures
 from flows.record import RunRecord
@@ -81,7 +82,7 @@ class Artifacts:
 
     def results(self) -> None:
         """The table of results, with what has to be known of them and where to look."""
-        lines = [*_table(self._record.content["models"]), *(f"- {remark}" for remark in self._record.remarks())]
+        lines = [*_table(self._record.content["models"]), *(f"- {escaped(remark)}" for remark in self._record.remarks())]
         if (address := _curves(self._record)) is not None:
             lines.append(f"- [Curves and records in MLflow]({address})")
         if (report := self._record.report()) is not None:
@@ -159,5 +160,5 @@ def _table(models: dict[str, dict[str, float]]) -> Iterator[str]:
     yield f"|---|{'---|' * len(columns)}"
     for label, row in models.items():
         cells = (f"{row[column]:.4g}" if row.get(column) is not None else "" for column in columns)
-        yield f"| {label} | {' | '.join(cells)} |"
+        yield f"| {escaped(label)} | {' | '.join(cells)} |"
     yield ""

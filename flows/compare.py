@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands import Answer, runs_of
+from flows.printable import single_line
 from stages.store.errors import ExitStatus, UserError
 
 LONGEST_NAME = 120
@@ -62,7 +63,7 @@ def _show(document: dict[str, Any], runs: str) -> None:
     if document["differences"]:
         _show_differences(document["differences"], names)
     for name, remarks in document["remarks"].items():
-        print("".join(f"\n{name}: {remark}" for remark in remarks), end="\n" if remarks else "")
+        print("".join(f"\n{name}: {single_line(remark)}" for remark in remarks), end="\n" if remarks else "")
     print(f"\nfigure: {document['figure'] or 'none: the runs share no training stage'}")
     print(f"MLflow: {document['address'] or f'none: start `r1 up --runs {shlex.quote(str(runs))}`'}")
 

@@ -37,6 +37,7 @@ def add_daily_commands(command: Callable[..., P], place: P, code: P) -> None:
     export.add_argument("run", metavar="RUN", help=run)
     export.add_argument("stage", metavar="STAGE", help=f"{stage}: of a kind that hands over a model")
     export.add_argument("target", metavar="TARGET", help="a folder that does not exist yet, or is empty")
+    export.add_argument("--merge", action="store_true", help="merge the model's adapter into its weights, in float32")
     gc = command("gc", "Make room: remove what no run needs. It shows what, and asks.", place)
     gc.add_argument("--dry-run", action="store_true", help="only show it")
     gc.add_argument("--yes", action="store_true", help="do not ask")
@@ -70,7 +71,7 @@ def _positive(text: str) -> int:
 
 def _age(text: str) -> float:
     """Seconds of `7d`, `12h`, `30m`; a bare number is days."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([dhm]?)", text)
     if found is None:
         raise ValueError(text)
     return float(found[1]) * {"": 86400, "d": 86400, "h": 3600, "m": 60}[found[2]]

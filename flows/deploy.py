@@ -160,7 +160,7 @@ def _schedules(declared: list[dict[str, Any]], slug: str, options: argparse.Name
 
 
 def _seconds(text: str) -> int:
-    match = re.fullmatch(r"([1-9]\d{0,8})([smhd]?)", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd]?)", text)
     if match is None:
         raise UserError(f"`{text}` is not valid", where="--interval", mend="for example 6h, 30m, 2d, or seconds")
     return int(match[1]) * _UNITS[match[2] or "s"]
@@ -168,7 +168,7 @@ def _seconds(text: str) -> int:
 
 def _slots(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
-    if not name or not number.isdecimal():
+    if not name or not re.fullmatch("[0-9]{1,9}", number):
         raise UserError(f"`{text}` is not NAME=NUMBER", where="--slots", mend="for example --slots gpu=8")
     return name, int(number)
 

@@ -18,7 +18,7 @@ from flows.record import RunRecord
 from flows.stage_of_run import finished_model, folder_of, record_of
 from stages.problems.chat_template import chat_template
 from stages.store.errors import ExitStatus, UserError
-from stages.store.files import digest_files, read_json, whole_folder, write_bytes, write_json
+from stages.store.files import digest_files, files_below, read_json, whole_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from stages.rollout.token_text import TokenText
@@ -28,6 +28,8 @@ SPARE = 1.05
 PROBES = ("What is 2 + 2?", " <b>{{ 7 }}</b>\n\nTwo lines, a brace {% and Grüße.\n", "4*3+2*6=?")
 """Questions whose prompts are compared token by token."""
 TEMPLATE_FILE = "chat_template.jinja"
+ADAPTER = "adapter"
+"""Folder of a model's adapter (stages/engine/adapter_folder.py)."""
 
 
 def export(options: argparse.Namespace) -> Answer:
@@ -39,13 +41,19 @@ def export(options: argparse.Namespace) -> Answer:
         mend = f"go on with `r1 resume {record.name}`; `r1 sample` reads checkpoints"
         raise UserError(f"stage `{options.stage}` is not finished", where=record.name, mend=mend)
     source = folder_of(record, options.stage).output("model")
-    _demand_room(target, sum(int(facts["size"]) for facts in manifest.files.values()))
+    if options.merge and not any(name.startswith(f"{ADAPTER}/") for name in manifest.files):
+        raise UserError(f"the model of stage `{options.stage}` has no adapter", where="--merge", mend="leave it out")
+    # Merged weights are float32, twice as large as those of 16 bits, which are there meanwhile.
+    size = sum(int(facts["size"]) for facts in manifest.files.values()) * (3 if options.merge else 1)
+    _demand_room(target, size)
     ask = asking(record, options.stage)
     try:
         with whole_folder(target) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
             if digest_files(folder) != manifest.files:
                 raise UserError("the copy is not what was read", where=str(target), mend="look at the disk; nothing was left")
+            if options.merge:
+                _merge(folder)
             prompting = _prompting(folder, record, options.stage, ask)
             if prompting.stage is not None:
                 _generation(folder, ask)
@@ -58,12 +66,14 @@ def export(options: argparse.Namespace) -> Answer:
         "stage": options.stage,
         "folder": str(target),
         "model_digest": manifest.digest,
-        "bytes": sum(path.stat().st_size for path in target.iterdir() if path.is_file()),
+        "bytes": sum(path.stat().st_size for path in files_below(target)),
         "template": vars(prompting),
     }
+    adapted = document["adapter"] = (target / ADAPTER).is_dir()
     serve = document["serve"] = serving(target, target)
     if not options.json:
-        print(f"{target}: {document['bytes'] / 2**20:.1f} MiB\n{prompting.sentence}\nserve it: {serve}")
+        both = f"load both: the weights before training, and {ADAPTER}/ (README.md says how)\n" if adapted else ""
+        print(f"{target}: {document['bytes'] / 2**20:.1f} MiB\n{both}{prompting.sentence}\nserve it: {serve}")
     return ExitStatus.DONE, document
 
 
@@ -85,6 +95,20 @@ def _demand_room(target: Path, size: int) -> None:
     if free < size * SPARE:
         what = f"no room: {size * SPARE / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"
         raise UserError(what, where=str(there), mend="name another disk, or see `r1 gc`")
+
+
+def _merge(folder: Path) -> None:
+    """Make a folder of weights and adapter one of float32 weights alone."""
+    import torch
+
+    from stages.engine.adapters import merged
+    from stages.rollout.torch_engine import load_model
+
+    model = merged(load_model(folder), torch.float32)
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+        file.unlink()
+    shutil.rmtree(folder / ADAPTER)
+    model.save_pretrained(folder)
 
 
 def _prompting(folder: Path, record: RunRecord, stage: str, ask: Asking) -> Prompting:

@@ -6,6 +6,7 @@ the record, in a runs folder that the machines share, and takes part in each of 
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -124,7 +125,7 @@ def _take_part(folder: StageFolder, options: argparse.Namespace) -> None:
 
 
 def _newest(folder: StageFolder) -> int:
-    return max((int(path.name) for path in folder.attempts.glob("*") if path.name.isdecimal()), default=0)
+    return max((int(path.name) for path in folder.attempts.glob("*") if re.fullmatch("[0-9]+", path.name)), default=0)
 
 
 def _hosts(folder: StageFolder) -> int:

@@ -9,11 +9,20 @@ from typing import Any, Literal
 
 import yaml
 
+from flows.markdown import escaped, fenced
 from flows.record import RunRecord
 from stages.store.files import read_json
 from stages.store.manifest import Manifest
 
 Cells = list[str]
+ADAPTER = "adapter"
+"""Folder of a model's adapter (stages/engine/adapter_folder.py)."""
+ADAPTED = (
+    "The weights are those before training, and `adapter/` is what was trained: **load both** (served, it is the model "
+    "`trained`). In 16 bits other programs round a layer's output before they add the adapter's, which loses most of a small "
+    "update: load in float32, or export with `--merge`, which writes one model in float32."
+)
+"""What the card says of a model with an adapter."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,18 @@ class Prompting:
 
 def serving(folder: Path, target: Path) -> str:
     """The command that serves a model. `folder`: where its files are now; `target`: where they will be."""
-    return f"vllm serve {shlex.quote(str(target))} --dtype {_dtype(folder)}"
+    command = f"vllm serve {shlex.quote(str(target))} --dtype {_dtype(folder)}"
+    if (adapter := _adapter(folder)) is None:
+        return command
+    # vLLM takes ranks of powers of two, from 8.
+    rank = max(8, 2 ** (adapter["r"] - 1).bit_length())
+    return f"{command} --enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(f'trained={target / ADAPTER}')}"
+
+
+def _adapter(folder: Path) -> dict[str, Any] | None:
+    """The config of a model folder's adapter; None when it has none."""
+    file = folder / ADAPTER / "adapter_config.json"
+    return read_json(file) if file.is_file() else None
 
 
 def _dtype(folder: Path) -> str:
@@ -62,11 +82,11 @@ def model_card(record: RunRecord, stage: str, manifest: Manifest, prompting: Pro
         f"# {record.content['name']}: {stage}",
         f"The output of stage `{stage}` (kind `{manifest.kind}`) of run `{record.name}`, recipe "
         f"`{record.content['config_file']}`, made by R1 Pipeline. Base model: {origin}.",
-        *(f"> {remark}" for remark in manifest.remarks),
+        *(f"> {escaped(remark)}" for remark in manifest.remarks),
         f"## How good it is\n\n{_results(record, stage)}",
         f"## How to use it\n\n{_use(prompting, folder, target)}",
         f"## What it was made of\n\n{_table(['stage', 'kind', 'data', 'counts'], _data(record, lineage))}",
-        f"## Settings of the stage\n\n````yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}````",
+        f"## Settings of the stage\n\n{fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), 'yaml')}",
         "## Licence\n\nUnknown: R1 Pipeline does not know the licences of the base model and of the data. Both bind whoever "
         "passes this model on; look them up before you do.",
         f"## Where it is from\n\n{_provenance(manifest)}",
@@ -122,12 +142,17 @@ def _results(record: RunRecord, stage: str) -> str:
 
 def _use(prompting: Prompting, folder: Path, target: Path) -> str:
     kwargs = 'add_generation_prompt=True, return_tensors="pt", return_dict=True'
+    adapted = _adapter(folder) is not None
+    dtype = "float32" if adapted else _dtype(folder)
+    onto = 'model = PeftModel.from_pretrained(model, f"{folder}/adapter")\n' if adapted else ""
+    first = "from peft import PeftModel\n" if adapted else ""
     return (
+        f"{ADAPTED + chr(10) * 2 if adapted else ''}"
         f"{prompting.sentence} Send one message of the user; the sampling of the recipe is in `generation_config.json`.\n\n"
         f"```\n{serving(folder, target)}\n```\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"```python\n{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"folder = {str(target)!r}\n"
-        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{_dtype(folder)}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{dtype}")\n{onto}'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f'inputs = tokenizer.apply_chat_template([{{"role": "user", "content": "..."}}], {kwargs})\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=512)[0]))\n```"

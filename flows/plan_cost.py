@@ -205,4 +205,6 @@ def _beside(config: Any, shape: Shape, item: int, zero: int, place: Place) -> fl
         return reference + (
             0.0 if config.rollout.sleep or gpu is None else (config.rollout.memory_share or GPU_SHARE) * gpu.memory
         )
-    return reference + (weights if zero == 3 or config.lora else 0.0)
+    # With adapters the compiled decoder of a CPU reads sums of them and the weights (stages/rollout/compiled.py).
+    compiled = config.lora is not None and item == 4 and place.device.gpu is None
+    return reference + (weights if zero == 3 or config.one_step_off else 0.0) + (weights if compiled else 0.0)

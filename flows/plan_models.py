@@ -1,5 +1,6 @@
 """The shape of a stage's model before there is one: from a finished stage, a folder, a GGUF file, the hub's cache, a table."""
 
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -50,7 +51,9 @@ def known_shapes(
             except UserError as error:
                 errors[name] = error
         elif (source := model_source(config)) in shapes:
-            shapes[name] = shapes[source]
+            shape, item = shapes[source]
+            lora = getattr(recipe.stages[source], "lora", None)
+            shapes[name] = shape, 4 if lora is not None and lora.merge else item  # merged adapters are handed over in float32
     return shapes, errors
 
 
@@ -114,10 +117,15 @@ def _known(name: str, hub: str) -> tuple[dict[str, Any], str]:
 
 
 def _gguf(config: Any) -> tuple[dict[str, Any], str]:
+    path = Path(config.gguf) if config.gguf else _packaged(config.gguf_package)
+    return _gguf_head(path), str(path)
+
+
+@functools.cache  # its vocabulary takes a second to read
+def _gguf_head(path: Path) -> dict[str, Any]:
     """The keys of a GGUF file's head that say the shape. The weights are not read."""
     from gguf import GGUFReader
 
-    path = Path(config.gguf) if config.gguf else _packaged(config.gguf_package)
     try:
         reader = GGUFReader(path)
         kind = str(reader.fields["general.architecture"].contents())
@@ -131,7 +139,7 @@ def _gguf(config: Any) -> tuple[dict[str, Any], str]:
         vocabulary = told("vocab_size") or len(reader.fields["tokenizer.ggml.tokens"].data)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the GGUF file cannot be read ({error})", where=str(path), mend="name a *.gguf file") from error
-    document = {
+    return {
         "model_type": kind,
         "hidden_size": told("embedding_length"),
         "num_hidden_layers": told("block_count"),
@@ -143,7 +151,6 @@ def _gguf(config: Any) -> tuple[dict[str, Any], str]:
         "tie_word_embeddings": "output.weight" not in tensors,
         "max_position_embeddings": told("context_length"),
     }
-    return document, str(path)
 
 
 def _packaged(package: str) -> Path:

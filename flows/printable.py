@@ -23,6 +23,15 @@ def printable_json(text: str) -> str:
     return re.sub(r"[^ -~\n]", lambda m: m[0] if _shown(m[0]) else json.dumps(m[0])[1:-1], text)
 
 
+def single_line(text: str) -> str:
+    r"""The whole text on one line: line breaks and tabs are written as escapes too.
+
+    >>> print(single_line("a\nb\x1b"))
+    a\nb\x1b
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def one_line(text: str, most: int = 200) -> str:
     """The text on one line of at most `most` characters."""
     line = printable(" ".join(text.split()))

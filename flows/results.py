@@ -5,7 +5,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from flows.printable import printable_json
+from flows.printable import printable_json, single_line
 from stages.store.errors import ExitStatus
 
 if TYPE_CHECKING:  # loading a recipe's types is what `r1 --help` must not pay for
@@ -74,6 +74,7 @@ def results_table(models: dict[str, dict[str, float]]) -> str:
 
 def table(head: list[str], rows: list[list[str]], *, right: bool = True) -> str:
     """Columns as wide as their widest cell; with `right`, all but the first stand on the right, as figures do."""
+    head, *rows = ([single_line(cell) for cell in row] for row in (head, *rows))  # a value may hold anything
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def text(row: list[str]) -> str:
@@ -121,4 +122,4 @@ def where_to_look(record: "RunRecord") -> str:
     elif uri:
         runs = record.folder.path.parents[1]
         lines.append(f"curves: `r1 up --runs {shlex.quote(str(runs))}` shows them in MLflow (kept in {uri})")
-    return "\n".join([*lines, f"run: {record.name}  ({record.folder.path})"])
+    return "\n".join(map(single_line, [*lines, f"run: {record.name}  ({record.folder.path})"]))

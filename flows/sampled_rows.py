@@ -54,7 +54,7 @@ def answer_files(folder: Path) -> list[Path]:
 
 def number_of(path: Path) -> int:
     """The step or chunk in a file's name: `step-000012.parquet` is 12."""
-    found = re.search(r"(\d+)$", path.stem)
+    found = re.search("([0-9]+)$", path.stem)
     return int(found[1]) if found else -1
 
 

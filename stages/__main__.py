@@ -196,7 +196,7 @@ def peak_memory() -> int | None:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
+    found = re.search(r"^VmHWM:\s+([0-9]+) kB$", text, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
 
 

@@ -65,10 +65,11 @@ def run(context: StageContext[CurateConfig]) -> Result:
         "answers": _ordered(chosen.fates, config),
         "problems": source.report() | {"decontaminated": cleaned.report()},
     }
-    remarks = [*judged, *source.remarks("problems"), *cleaned.remarks("problems")]
+    checked, warnings = sampled.check()
+    remarks = [*judged, *source.remarks("problems"), *cleaned.remarks("problems"), *warnings]
     if left_out := len(taken) - len(problems):
         remarks.append(f"few_shot: {left_out} problems are worked examples and were left out")
-    return Result(metrics=metrics, notes=notes, remarks=remarks, tokens=selection.tokens)
+    return Result(metrics=metrics | checked, notes=notes, remarks=remarks, tokens=selection.tokens)
 
 
 def _template(config: CurateConfig) -> Template:

@@ -123,7 +123,7 @@ def first_document(config: DatasetConfig, rows: Iterable[Row]) -> Row:
         if not row.fault and row.values.get(config.messages) is not None:
             return row
         try:
-            _document(row, config, Chat(None))
+            _document(row, config, Chat(None), Counter())
         except Refused as reason:
             reasons[str(reason)] += 1
         else:

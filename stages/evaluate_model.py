@@ -17,7 +17,7 @@ from stages.rewards.score import score
 from stages.rewards.verifiers import used
 from stages.store.config import ModelRef
 from stages.store.files import whole_folder, write_json
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.tracking.journal import Journal, read
 
 
@@ -70,6 +70,7 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     from stages.evals.lm import Hooks, RolloutLM
     from stages.evals.task import run_lm_eval
     from stages.rollout.engines import open_rollout
+    from stages.rollout.sampled_check import check_rollout
 
     config, folder = context.config, context.folder
     source = load_problem_set(config.held_out, "held_out")
@@ -85,6 +86,10 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
 
     hooks = Hooks(score=scored, check_stop=context.stop.check)
     with open_rollout(config.rollout, context.inputs["model"], config.compute.device, folder.path / "vllm.log") as rollout:
+        prompts = [config.template.render(problem.question) for problem in source.problems]
+        check = check_rollout(rollout, prompts, config.sampling, context.inputs["model"], config.compute.device)
+        warnings = [check.warning] if check.warning else []
+        warn(warnings)
         lm = RolloutLM(
             rollout,
             folder.rollouts,
@@ -100,7 +105,8 @@ def run(context: StageContext[EvaluateModelConfig]) -> Result:
     with whole_folder(folder.output("report")) as report:
         write_json(report / "metrics.json", evaluation.metrics)
         write_json(report / "problems.json", evaluation.problems)
-    return Result(metrics=evaluation.metrics, remarks=[*judged, *source.remarks("held_out")], tokens=progress.tokens)
+    remarks = [*judged, *source.remarks("held_out"), *warnings]
+    return Result(metrics=evaluation.metrics | check.metrics, remarks=remarks, tokens=progress.tokens)
 
 
 KIND = StageKind(name="evaluate_model", version=3, config=EvaluateModelConfig, output="report", run=run)

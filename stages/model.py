@@ -6,6 +6,7 @@ Nothing of the model's own code is ever run, and no pickled weights are read.
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -92,6 +93,8 @@ def run(context: StageContext[ModelConfig]) -> Result:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _check_loads_back(folder, model, tokenizer, config, dtype)
+        if config.path is not None and config.task == "text":
+            _take_adapter(Path(config.path), folder)
     return Result(metrics={"parameters": float(model.num_parameters())}, notes=notes, remarks=remarks)
 
 
@@ -150,7 +153,9 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
     if missing := sorted({*lacking.missing_keys, *lacking.unexpected_keys} - tied):
         raise UserError(f"its weights do not fit the model (`{missing[0]}`)", where=str(file), mend=mend)
     model.tie_weights()
-    return model.to(dtype).eval(), tokenizer
+    for parameter in model.parameters():  # not the buffers, which stay float32 in a model that is loaded in 16 bits
+        parameter.data = parameter.data.to(dtype)
+    return model.eval(), tokenizer
 
 
 def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
@@ -189,19 +194,44 @@ def check_folder(folder: Path) -> None:
     """Name what a model folder lacks, before a library does so in its own words."""
     if not folder.is_dir():
         raise UserError("not a folder", where=str(folder), mend="name a model folder; for a GGUF file use `gguf:`")
+    if (folder / "adapter_config.json").is_file():
+        mend = (
+            f"load its base model{_base_of(folder)} in float32, merge (PEFT's `merge_and_unload`), save it, and name the "
+            "result with `dtype: float32`"
+        )
+        raise UserError("an adapter, which would have its base model loaded from elsewhere", where=str(folder), mend=mend)
     if not (folder / "config.json").is_file():
         raise UserError("no config.json", where=str(folder), mend="name a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         mend = "convert its *.bin weights to safetensors" if pickled else "add the model's *.safetensors files"
         raise UserError("no weights in safetensors", where=str(folder), mend=mend)
-    if (folder / "adapter_config.json").is_file():
-        mend = "merge it into its base model (PEFT's `merge_and_unload`), and name the result"
-        raise UserError("an adapter, which would have its base model loaded from elsewhere", where=str(folder), mend=mend)
     _check_index(folder / "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         mend = "copy tokenizer.json and tokenizer_config.json of the model into it"
         raise UserError("no tokenizer", where=str(folder), mend=mend)
+
+
+def _base_of(folder: Path) -> str:
+    """Name of an adapter's base model, in quotes; empty where its config says none."""
+    try:
+        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return f" `{base}`" if isinstance(base, str) and base else ""
+
+
+def _take_adapter(source: Path, folder: Path) -> None:
+    """Copy the adapter that `source` has beside its weights, as `r1 export` writes it; nothing when it has none.
+
+    Raises UserError when it does not fit the model.
+    """
+    from stages.engine.adapter_folder import FOLDER, has_adapter
+    from stages.rollout.torch_engine import load_model
+
+    if has_adapter(source):
+        shutil.copytree(source / FOLDER, folder / FOLDER)
+        load_model(folder)
 
 
 def _check_index(index: Path) -> None:

@@ -21,7 +21,7 @@ from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.store.config import ADDED, ModelRef
 from stages.store.errors import UserError
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 
 
 class RLConfig(Decontaminated, GRPO):
@@ -45,8 +45,8 @@ class RLConfig(Decontaminated, GRPO):
     """Which engine samples. With `vllm` the default of `importance_cap` is 2: it rounds otherwise than the trainer."""
 
     lora: Annotated[Lora | None, ADDED] = None
-    """Train low-rank adapters instead of all weights; sampled is with them, and the model handed over is merged. A value model
-    of its own is trained whole. Null: all weights."""
+    """Train low-rank adapters instead of all weights; the engine `torch` samples with them in place. A value model of its own
+    is trained whole. Null: all weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,13 +76,14 @@ def _samples_elsewhere(given: dict[str, Any]) -> bool:
 
 def run(context: StageContext[RLConfig]) -> Result:
     """Train the policy."""
-    from stages.engine.adapters import adapted
+    from stages.engine.adapters import adapted, merged
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
-    from stages.grpo.policy_rollout import follow_policy
+    from stages.grpo.policy_rollout import follow_policy, vllm_remark
     from stages.grpo.reference import Reference
     from stages.grpo.train import Trainer
-    from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
+    from stages.rollout.sampled_check import check_prompts_fit
+    from stages.rollout.torch_engine import TorchRollout, load_model, load_tokenizer, pick_device
 
     config = context.config
     remarks = config.rewards.remarks(used(verifiers_asked(config.problems, config.held_out), config.rewards.verifier))
@@ -98,14 +99,30 @@ def run(context: StageContext[RLConfig]) -> Result:
     device = pick_device(config.compute.device)
     ppo, shared = config.algorithm == "ppo", config.critic.model == "shared"
     scorer = TokenValueScorer if ppo and shared else TokenScorer
-    policy = Engine(scorer(adapted(load_model(folder), config.lora, config.seed)), config, config.deepspeed, device)
-    reference = Reference(load_model(folder), policy.device) if config.kl > 0 else None
-    critic = Engine(ValueScorer(load_model(folder)), config, config.deepspeed, device) if ppo and not shared else None
+
+    def start() -> Any:
+        return adapted(load_model(folder), config.lora, config.seed)
+
+    model = start()
+    prompts = [config.template.render(problem.question) for problem in (*cleaned.problems, *held_out.problems)]
+    encode = TorchRollout(model, tokenizer).encode
+    check_prompts_fit(model, encode, prompts, config.sampling.max_tokens, trained=True)
+    policy = Engine(scorer(model), config, config.deepspeed, device)
+    reference = Reference(start(), policy.device) if config.kl > 0 else None
+    # A value model has a new head, so what its first weights lose when an adapter is merged in 16 bits does not matter.
+    critic = Engine(ValueScorer(merged(load_model(folder))), config, config.deepspeed, device) if ppo and not shared else None
     with contextlib.ExitStack() as stack:
         follower = None
         if config.rollout.engine == "vllm":
             follower = stack.enter_context(follow_policy(config.rollout, policy, tokenizer, folder, context.folder))
-        result = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower).run()
+        trainer = Trainer(context, policy, tokenizer, cleaned.problems, held_out.problems, reference, critic, follower)
+        check = trainer.check(prompts)
+        warn(check.warnings, main=context.main)
+        result = trainer.run()
+    result.metrics |= check.metrics
+    result.remarks += check.warnings
+    if config.lora is not None and config.rollout.engine == "vllm":
+        result.remarks.append(vllm_remark(policy.model.dtype))
     result.remarks += [*remarks, *problems.remarks("problems"), *held_out.remarks("held_out")]
     if both := len(problems.problems) - len(trained):
         result.remarks.append(f"problems: {both} not trained on, because they are held out")

@@ -13,7 +13,7 @@ from stages.engine.settings import DeepSpeedName, Lora
 from stages.store.config import ADDED, DatasetRef, ModelRef, StageConfig
 from stages.store.errors import UserError
 from stages.store.manifest import LEARNING
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised, Validation
 
 
@@ -43,7 +43,7 @@ class SFTConfig(StageConfig, Supervised):
     schedule: Literal["constant", "cosine"] = "cosine"
     """Shape of the learning rate; the paper's is a cosine to a tenth."""
     lora: Annotated[Lora | None, ADDED] = None
-    """Train low-rank adapters instead of all weights; the model handed over is merged. Null: all weights."""
+    """Train low-rank adapters instead of all weights. Null: all weights."""
     deepspeed: DeepSpeedName = "zero0"
     """DeepSpeed settings: `zero0` to `zero3`, or the path of a JSON file."""
 
@@ -77,6 +77,7 @@ def run(context: StageContext[SFTConfig]) -> Result:
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
+    from stages.engine.self_check import FEW, check_engine, check_texts
     from stages.rewards.learning import sft_learning
     from stages.rollout.token_text import end_tokens
     from stages.rollout.torch_engine import load_model, load_tokenizer, pick_device
@@ -122,7 +123,15 @@ def run(context: StageContext[SFTConfig]) -> Result:
     places = config.epochs * len(trained)
     order = Order(sizes, config.weights, places=places, batch=config.batch, seed=config.seed)
     engine = Engine(scorer, config, config.deepspeed, pick_device(config.compute.device))
-    metrics = train(context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every)
+    first = [texts[n] for n in trained[:FEW]]
+    check = check_engine(engine, check_texts(engine.model, [t.prompt for t in first], [t.completion for t in first]))
+    warnings = [check.warning] if check.warning else []
+    warn(warnings, main=context.main)
+    remarks += warnings
+    merge = config.lora is not None and config.lora.merge
+    metrics = check.metrics | train(
+        context, engine, tokenizer, [texts[n] for n in trained], order, config, measure, config.validation.every, merge
+    )
     metrics |= {"documents": float(len(trained))}
     if held:
         metrics |= {"held_out_documents": float(len(held))}

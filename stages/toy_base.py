@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from stages.engine.settings import DeepSpeedName
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, ToyDocuments, save_toy_tokenizer, toy_documents
 from stages.store.config import StageConfig
-from stages.store.stage import Result, StageContext, StageKind
+from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised
 
 
@@ -61,6 +61,7 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.packed import Text
     from stages.engine.scorer import TokenScorer
+    from stages.engine.self_check import FEW, check_engine, check_texts
     from stages.rollout.torch_engine import pick_device
     from stages.supervised.order import Order
     from stages.supervised.train import train
@@ -93,11 +94,15 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
         prompt = [table[symbol] for symbol in question]
         documents.append(Text(prompt, [*tokenizer(text).input_ids, end]))
     engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
+    first = documents[:FEW]
+    check = check_engine(engine, check_texts(model, [t.prompt for t in first], [t.completion for t in first]))
+    warnings = [check.warning] if check.warning else []
+    warn(warnings, main=context.main)
     order = Order([count], None, places=count, batch=config.batch, seed=config.seed)
     metrics = train(context, engine, tokenizer, documents, order, config)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(d.prompt) + len(d.completion) for d in documents)
-    return Result(metrics=metrics | {"parameters": float(parameters)}, tokens=tokens)
+    return Result(metrics=metrics | check.metrics | {"parameters": float(parameters)}, remarks=warnings, tokens=tokens)
 
 
 KIND = StageKind(name="toy_base", version=1, config=ToyBaseConfig, output="model", run=run, distributed=True)

@@ -56,12 +56,12 @@ def local_capacity() -> Capacity:
     return Capacity(memory, local_gpus())
 
 
-def examine_capacity(scope: Scope, shapes: Shapes, calibration: Path, machine: Capacity | None = None) -> Iterator[Finding]:
+def examine_capacity(scope: Scope, calibration: Path, machine: Capacity | None = None) -> Iterator[Finding]:
     """What does not fit this machine, or takes months on it; one finding where everything does.
 
-    shapes: of the models that are known; calibration: the file of this machine's measured speed, where there is one.
+    calibration: the file of this machine's measured speed, where there is one.
     """
-    machine = machine or local_capacity()
+    machine, shapes = machine or local_capacity(), scope.shapes[0]
     findings = [*_memory(scope, shapes, machine), *_time(scope, shapes, calibration, machine)]
     yield from findings
     yield _disk(scope, shapes)

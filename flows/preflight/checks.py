@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 
 from flows.findings import Finding, mistake
-from flows.plan_models import known_shapes
 from flows.preflight.capacity import examine_capacity
 from flows.preflight.code import examine_code
 from flows.preflight.data import examine_data
@@ -35,19 +34,19 @@ def examine(scope: Scope) -> Iterator[Finding]:
 
 
 def _examined(scope: Scope) -> Iterator[Finding]:
-    shapes, unknown = known_shapes(scope.recipe, scope.finished, scope.model_configs)
+    """In the order of what they take: the shapes of models, which may be in GGUF files, come last."""
     yield from examine_data(scope)
-    yield from examine_training(scope, shapes)
-    for name, error in unknown.items():
+    yield from examine_tasks(scope)
+    yield from examine_code(scope)
+    yield from examine_training(scope)
+    for name, error in scope.shapes[1].items():
         config = scope.recipe.stages[name]
         if name in scope.stages and (getattr(config, "gguf", None) or getattr(config, "path", None)):
             yield mistake(f"{name}: model", error, scope.where(name, ""))
     yield from examine_models(scope)
-    yield from examine_tasks(scope)
-    yield from examine_code(scope)
     yield from examine_machine(scope)
     try:
-        yield from examine_capacity(scope, shapes, scope.recipe.runs / CALIBRATION)
+        yield from examine_capacity(scope, scope.recipe.runs / CALIBRATION)
     except UserError as error:  # adapters that a model cannot have, a calibration that cannot be read
         yield mistake("plan", error)
 

@@ -1,5 +1,6 @@
 """Data of the stages: problems, documents, worked examples, through the stages' own readers; prompts rendered."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from flows.findings import Finding, mistake
 from flows.preflight.scope import Scope
 from stages.curation.few_shot import load_examples
 from stages.dataset import DatasetConfig, first_document
-from stages.problems.first_rows import first_rows
+from stages.problems.first_rows import first_rows, whole_set
 from stages.problems.gym import GymSource
 from stages.problems.sources import ProblemSource, plain_sources
 from stages.store.config import StageConfig
@@ -58,15 +59,14 @@ def _problems(scope: Scope, name: str, key: str, source: ProblemSource) -> Itera
 
 
 def _gym(name: str, source: GymSource, where: str) -> Iterator[Finding]:
-    """The task and its settings, by making one problem. A package that is missing is the machine's affair."""
-    from stages.problems.first_rows import whole_set
-
+    """The task and its settings, by making one problem; a package that is missing is told with this machine's."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        return
     one = source.model_copy(update={"count": 1, "offset": 0, "limit": None, "pass_rate": None, "longest_question": None})
     try:
         whole_set(one, where)
     except UserError as error:
-        missing = "install" in error.mend
-        yield Finding(f"{name}: data", "fail", error.what, error.mend, error.where, "machine" if missing else "recipe")
+        yield mistake(f"{name}: data", error)
     except ChildProcessError as error:
         last = str(error).strip().splitlines()[-1]
         yield Finding(f"{name}: data", "fail", last, "check the task's `settings`", where, "recipe")

@@ -1,6 +1,7 @@
 """GPUs of this machine, by the driver's own program: importing torch for it takes seconds."""
 
 import functools
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -45,4 +46,4 @@ def local_gpus() -> tuple[LocalGpu, ...]:
 
 def _gpu(line: str) -> LocalGpu:
     name, _, memory = line.rpartition(",")
-    return LocalGpu(name.strip(), float(memory) * MIB if memory.strip().isdecimal() else 0.0)
+    return LocalGpu(name.strip(), float(memory) * MIB if re.fullmatch(r"\s*[0-9]+\s*", memory) else 0.0)

@@ -1,10 +1,12 @@
 """What a preflight looks at: the stages that are to be computed, and what is known of the others."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.plan_models import Shapes, known_shapes
 from flows.selection import Selection
 from flows.wanted import Finished, stage_record
 from stages.problems.first_rows import first_problem, is_small, whole_set
@@ -39,6 +41,11 @@ class Scope:
     model_configs: Mapping[str, Path] = field(default_factory=dict)
     """Stage -> config.json of its model, where the user names one."""
     _sources: dict[str, ProblemSet | UserError | None] = field(default_factory=dict)
+
+    @functools.cached_property
+    def shapes(self) -> tuple[Shapes, dict[str, UserError]]:
+        """Shapes of the models that are known, and why others are not."""
+        return known_shapes(self.recipe, self.finished, self.model_configs)
 
     def where(self, stage: str, key: str) -> str:
         """File and dotted key of a stage's setting, by the stage's name in the recipe."""

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from flows.findings import Finding, mistake
 from flows.launchers import launcher_of
-from flows.plan_models import Shapes
 from flows.preflight.gpus import local_gpus
 from flows.preflight.scope import Scope
 from stages.engine.deepspeed_file import merge, stage_training
@@ -13,15 +12,15 @@ from stages.engine.settings import deepspeed_file, deepspeed_settings
 from stages.store.errors import UserError
 
 
-def examine_training(scope: Scope, shapes: Shapes) -> Iterator[Finding]:
+def examine_training(scope: Scope) -> Iterator[Finding]:
     """A finding for each training stage with a DeepSpeed file of the user's."""
     for name, config in scope.stages.items():
         settings: Any = config
         file = getattr(settings, "deepspeed", None)
-        if file is None or not hasattr(settings, "max_grad_norm"):
+        if file is None or not file.endswith(".json"):
             continue
         check, where = f"{name}: DeepSpeed", scope.where(name, "deepspeed")
-        shape, item = shapes.get(name, (None, None))
+        shape, item = scope.shapes[0].get(name, (None, None))
         formats: dict[int | None, Literal["float32", "bfloat16"]] = {4: "float32", 2: "bfloat16"}
         try:
             stage = stage_training(
@@ -34,7 +33,7 @@ def examine_training(scope: Scope, shapes: Shapes) -> Iterator[Finding]:
         place = str(deepspeed_file(file))
         for warning in merged.warnings:
             yield Finding(check, "warn", warning, where=place, about="recipe")
-        if not merged.warnings and file.endswith(".json"):
+        if not merged.warnings:
             yield Finding(check, "ok", place, about="recipe")
 
 

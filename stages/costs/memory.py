@@ -62,18 +62,19 @@ def training_memory(
 
     touched_only: on a CPU, where memory counts when it is written to; a GPU's allocator takes whole buckets.
     """
-    weights, n = float(shape.parameters), processes
+    n, weights, held = processes, float(shape.parameters), float(shape.parameters * item)
+    own = item  # bytes of a trained number
     if trained is None:
         trained = weights
-    else:
-        weights += trained
-    mixed = item == 2
+    else:  # adapters are float32 beside weights of any format
+        own, weights, held = 4, weights + trained, held + trained * 4
+    mixed = own == 2
     states = {
-        "weights": weights * item / (n if zero == 3 else 1),
+        "weights": held / (n if zero == 3 else 1),
         "gradients": trained * 4 / (n if zero >= 2 else 1),
         "optimizer": trained * (12 if mixed else 8) / (n if zero >= 1 or mixed else 1),
     }
-    if zero in (1, 2) and item == 4:
+    if zero in (1, 2) and own == 4:
         states["optimizer"] += trained * 4 / n  # DeepSpeed clones its share of float32 weights all the same
     offloaded = 0.0
     if offload and zero:
@@ -81,14 +82,14 @@ def training_memory(
         offloaded = sum(states[name] for name in moved)
         states |= dict.fromkeys(moved, 0.0)
     bucket = min(trained, REDUCED) if touched_only else REDUCED
-    working = bucket * item if zero >= (2 if mixed else 1) else 0.0
+    working = bucket * own if zero >= (2 if mixed else 1) else 0.0
     if zero in (1, 2) and not mixed:
-        working += trained * item / n  # its share of the summed gradients once more, flat
+        working += trained * own / n  # its share of the summed gradients once more, flat
     if zero <= 1 and mixed and n > 1:
         working += trained * 4  # ... and all of them, for their sum over the processes
     if zero == 3:
         # Weights as they are gathered and gathered; the bucket's copy, cut by process, that is scattered (gloo clones it).
-        working += (min(weights, PREFETCHED) + min(weights, LIVE) + bucket * (2 if touched_only else 1)) * item
+        working += (min(weights, PREFETCHED) + min(weights, LIVE)) * item + bucket * (2 if touched_only else 1) * own
     kept = shape.kept(item) * micro_tokens
     if recompute:  # each layer's input, and one layer while it is computed again
         kept = round(shape.layers * shape.hidden * item * micro_tokens + kept / shape.layers)

@@ -45,7 +45,8 @@ def grams(text: str, words: int) -> "Grams":
     found = _WORD.findall(text.casefold())
     last = max(1, len(found) - words + 1) if found else 0
     sequences = {" ".join(found[start : start + words]) for start in range(last)}
-    hashes = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "big") for s in sequences]
+    encoded = (sequence.encode("utf-8", "surrogatepass") for sequence in sequences)
+    hashes = [int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") for content in encoded]
     return np.array(sorted(set(hashes)), dtype=np.uint64)
 
 

@@ -4,6 +4,11 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from stages.store.unicode_text import replace_surrogates
+
+MOST_TOKENS = 1 << 53
+"""From here on a count of tokens is no count; a longer one could not even be printed."""
+
 
 class NoReply(Exception):
     """No answer came, and another attempt may bring one."""
@@ -85,14 +90,12 @@ def _document(text: Any, finish: str, body: dict[str, Any]) -> dict[str, Any]:
         raise NoReply("an answer whose content is not a text")
     usage = body.get("usage")
     tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-    # JSON can say half a character, which nothing here could write: halves that fit are joined, others replaced.
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     model = body.get("model")
     return {
-        "text": whole,
+        "text": replace_surrogates(text),  # JSON can hold them
         "finish": finish,
         "model": model if isinstance(model, str) else None,
-        "tokens": tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None,
+        "tokens": tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < MOST_TOKENS else None,
     }
 
 

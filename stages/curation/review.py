@@ -39,7 +39,11 @@ def review_path(folder: Path, form: Literal["csv", "jsonl"]) -> Path:
 def write_review(path: Path, rows: Iterable[dict[str, str]]) -> int:
     """Write the file so that it appears whole; each row has the columns but `verdict`. Returns their number."""
     count = 0
-    with whole_folder(path.parent) as folder, (folder / path.name).open("w", encoding=_encoding(path), newline="") as file:
+    errors = "backslashreplace"  # of what cannot be encoded: in JSON lines the escape means the same
+    with (
+        whole_folder(path.parent) as folder,
+        (folder / path.name).open("w", encoding=_encoding(path), errors=errors, newline="") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS)
         if path.suffix == ".csv":
             writer.writeheader()

@@ -3,8 +3,8 @@
 Only one chunk is in memory at a time.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from stages.curation.filters import first_failure
@@ -14,8 +14,12 @@ from stages.problems.templates import Template
 from stages.rewards.coverage import check_coverage
 from stages.rewards.score import score
 from stages.rollout.protocol import Rollout
-from stages.store.stage import StageContext
+from stages.store.files import read_json, write_json
+from stages.store.stage import StageContext, warn
 from stages.tracking.journal import Journal, read
+
+CHECKED = "self-check.json"
+"""File in the stage's folder with the outcome of the engine's check: a later attempt may find every chunk sampled."""
 
 
 class Sampled:
@@ -43,9 +47,20 @@ class Sampled:
                 groups = self._read(number)
                 if groups is None:
                     self._context.stop.check()
-                    rollout = rollout or stack.enter_context(opened(self._context))
+                    rollout = rollout or stack.enter_context(opened(self._context, self._prompts()))
                     groups = self._sample(rollout, number)
                 self.tell(number + 1, _metrics(groups, self._context.config))
+
+    def _prompts(self) -> list[str]:
+        return [self._template.render(problem.question) for chunk in self.chunks for problem in chunk]
+
+    def check(self) -> tuple[dict[str, float], list[str]]:
+        """Metrics and warnings of the engine's check; none where the chunks are of a version that had no such check."""
+        path = self._context.folder.path / CHECKED
+        if not path.is_file():
+            return {}, []
+        document = read_json(path)
+        return document["metrics"], [document["warning"]] if document["warning"] else []
 
     def tell(self, line: int, metrics: dict[str, float]) -> None:
         """Write the journal's line of this number, unless it has it."""
@@ -93,12 +108,18 @@ class Sampled:
         return groups if [group.problem for group in groups] == self.chunks[number] else None
 
 
-def opened(context: StageContext[CurateConfig]) -> AbstractContextManager[Rollout]:
-    """The engine that samples."""
+@contextmanager
+def opened(context: StageContext[CurateConfig], prompts: Sequence[str]) -> Iterator[Rollout]:
+    """The engine that samples, checked on some of the stage's prompts; the outcome is kept in `CHECKED`."""
     from stages.rollout.engines import open_rollout
+    from stages.rollout.sampled_check import check_rollout
 
-    config = context.config
-    return open_rollout(config.rollout, context.inputs["sampler"], config.compute.device, context.folder.path / "vllm.log")
+    config, folder = context.config, context.inputs["sampler"]
+    with open_rollout(config.rollout, folder, config.compute.device, context.folder.path / "vllm.log") as rollout:
+        check = check_rollout(rollout, prompts, config.sampling, folder, config.compute.device)
+        warn([check.warning] if check.warning else [])
+        write_json(context.folder.path / CHECKED, {"metrics": check.metrics, "warning": check.warning})
+        yield rollout
 
 
 def _metrics(groups: list[Group], config: CurateConfig) -> dict[str, float]:

@@ -191,7 +191,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """(S, C, H, d), each text for itself. Shorter ones have empty places at their end, which no earlier place sees."""
     none = key[:, :0]
-    if attention_cpu.usable(query[:, None], none):
+    if attention_cpu.usable(query[:, None], none) and value.shape[-1] == query.shape[-1]:
         lengths = torch.zeros(len(query), dtype=torch.long)
         return attention_cpu.joined(query[:, None], key[:, None], value[:, None], none, none, lengths, scale).squeeze(1)
     repeats, grouped = query.shape[2] // key.shape[2], query.device.type == "cpu"
@@ -259,7 +259,9 @@ def packed_attention(
         return found
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, layout, scale, joined=query.device.type == "cpu")[None], None
+    # The kernels that join log-sum-exps want values of the keys' size, which latent attention (DeepSeek-V3) does not have.
+    joined = query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
+    return attend(q, k, v, layout, scale, joined=joined)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,4 +1,4 @@
-"""The policy of a checkpoint as a plain model: what a stage that still trains has come to."""
+"""The policy of a checkpoint as a model: what a stage that still trains has come to."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stages.engine.adapters import adapted, is_adapted, plain_weights
+from stages.engine.adapters import adapted
 from stages.engine.checkpoints import broken, newest_whole, steps
 from stages.engine.settings import Lora
 from stages.engine.stored import Stored
@@ -31,7 +31,7 @@ def chosen_checkpoint(folder: Path, step: int | None) -> Path:
 
 
 def checkpoint_model(checkpoint: Path, start: Callable[[], Any], lora: Lora | None, seed: int) -> Any:
-    """The model of a whole checkpoint, adapters merged. `start` loads the model that training began with.
+    """The model of a whole checkpoint, adapters in place. `start` loads the model that training began with.
 
     Raises UserError when the checkpoint is of another model.
     """
@@ -41,8 +41,4 @@ def checkpoint_model(checkpoint: Path, start: Callable[[], Any], lora: Lora | No
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(stored(f"model.{name}|weight"))  # the trainer has the model under this name
-    if not is_adapted(model):
-        return model
-    plain = start()
-    plain.load_state_dict(dict(plain_weights(model)))
-    return plain
+    return model

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages.engine import ranks
-from stages.engine.adapters import is_adapted, plain_weights
-from stages.engine.deepspeed_file import merge, stage_training
+from stages.engine.adapter_folder import write_adapter
+from stages.engine.adapters import base_weights, is_adapted, plain_weights, same_shape
+from stages.engine.deepspeed_file import merge as merge_settings
+from stages.engine.deepspeed_file import stage_training
 from stages.engine.lean_deepspeed import deepspeed
-from stages.engine.packed import Packed, Text, alone
+from stages.engine.packed import Packed, Text, TrainingPath, alone, micro_batches, row, rows
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_file, deepspeed_settings
 from stages.engine.whole_state import read_state, write_state
@@ -44,14 +47,17 @@ class Engine:
         scorer.model.config.use_cache = False  # type: ignore[union-attr]
         # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
         scorer.to(self.device).eval()
+        scorer.probe()
         if optimizer.gradient_checkpointing:
             scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
-        file = self._settings(zero, scorer, parameters[0].dtype)
-        if bf16 := parameters[0].dtype == torch.bfloat16:
+        # Adapters are float32 beside weights of 16 bits: to DeepSpeed, which would cast them, it is float32 training.
+        bf16 = all(p.dtype == torch.bfloat16 for p in parameters)
+        file = self._settings(zero, scorer, torch.bfloat16 if bf16 else torch.float32)
+        if bf16:
             file = _in_float32(file)
         self.zero_stage = int(file.get("zero_optimization", {}).get("stage", 0))
         settings = file | {
@@ -74,6 +80,8 @@ class Engine:
             # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
             self.engine.enable_backward_allreduce = False
         self._copy: nn.Module | None = None
+        self.path: TrainingPath = "packed"
+        """How texts reach the model; `self_check` decides."""
 
     def _settings(self, zero: str, scorer: Scorer, dtype: torch.dtype) -> dict[str, Any]:
         """The file's settings, "auto" filled in; what of it has no effect goes to the log."""
@@ -84,7 +92,7 @@ class Engine:
             on_cpu=self.device.type == "cpu",
             hidden=width if isinstance(width, int) else None,
         )
-        merged = merge(deepspeed_settings(zero), stage, str(deepspeed_file(zero)))
+        merged = merge_settings(deepspeed_settings(zero), stage, str(deepspeed_file(zero)))
         for warning in merged.warnings if ranks.number() == 0 else ():
             print(f"warning: {deepspeed_file(zero)}: {warning}", file=sys.stderr)
         return merged.settings
@@ -94,12 +102,46 @@ class Engine:
         """The Hugging Face model (its weights are shards under ZeRO-3)."""
         return self.engine.module.model
 
-    def score(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, ...]:
-        """What the scorer says of packed texts, with gradient where enabled."""
+    @property
+    def scorer(self) -> Scorer:
+        """The module that DeepSpeed trains."""
+        scorer: Scorer = self.engine.module
+        return scorer
+
+    def score(self, packed: Packed, temperature: float = 1.0, *, own: bool = False) -> tuple[Tensor, ...]:
+        """What the scorer says of packed texts or a row, with gradient where enabled; `own`: see TokenScorer."""
         heartbeat.progress()
         with clock.span("forward"):
-            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature)
+            scored: tuple[Tensor, ...] = self.engine(packed.to(self.device), temperature, **({"own": True} if own else {}))
         return scored
+
+    def adopt(self, other: "Engine") -> None:
+        """Take the path of another engine of the same architecture, which was checked."""
+        self.scorer.adopt(other.scorer)
+        self.path = other.path
+
+    def micro_batches(self, texts: Sequence[Text], tokens: int) -> list[Packed]:
+        """Cut out this rank's micro-batches of `texts`: packed ones of about `tokens` tokens, and rows. `owner` counts `texts`.
+
+        On the path `packed` only texts longer than the model's window are rows.
+        """
+        long = [n for n, text in enumerate(texts) if self._is_row(text)]
+        if not long:
+            return micro_batches(texts, tokens, self.rank, self.world_size)
+        short = [n for n in range(len(texts)) if n not in set(long)]
+        packed = micro_batches([texts[n] for n in short], tokens, self.rank, self.world_size) if short else []
+        numbers = torch.tensor(short)
+        packed = [replace(batch, owner=numbers[batch.owner]) for batch in packed]
+        return packed + rows([texts[n] for n in long], self.rank, self.world_size, long)
+
+    def alone(self, texts: Sequence[Text]) -> list[Packed]:
+        """One text a micro-batch, as the path has it."""
+        return [row([text], [n]) if self._is_row(text) else alone([text])[0] for n, text in enumerate(texts)]
+
+    def _is_row(self, text: Text) -> bool:
+        window = self.scorer.window
+        long = window is not None and len(text.prompt) + len(text.completion) - 1 > window
+        return self.path == "rows" or long
 
     def equalise(self, mine: list[Packed], filler: Text) -> list[Packed]:
         """The micro-batches of this rank, filled up with weightless ones, so that all ranks make the same passes.
@@ -108,7 +150,7 @@ class Engine:
         """
         counts = ranks.gather([chunks_for(len(packed.targets)) for packed in mine])
         needed = max(map(len, counts))
-        filled = mine + [alone([filler])[0] for _ in range(needed - len(mine))]
+        filled = mine + [self.alone([filler])[0] for _ in range(needed - len(mine))]
         for index, packed in enumerate(filled):
             packed.chunks = max(c[index] for c in counts if index < len(c))
         return filled
@@ -170,39 +212,47 @@ class Engine:
             yield self.model
 
     def sampling_model(self, *, apart: bool = False) -> Any:
-        """A model with the current weights that can sample; a copy under ZeRO-3, with adapters, or `apart`, fresh at each call.
+        """A model with the current weights that can sample, adapters in place; a copy under ZeRO-3 or `apart`, fresh each time.
 
         Sampling takes hundreds of forward passes, and ranks need not make equally many: with sharded weights that would hang.
         apart: updates must not reach it.
         """
-        if self.zero_stage < 3 and not apart and not is_adapted(self.model):
+        if self.zero_stage < 3 and not apart:
             return self.model
         with clock.span("weights"):
             if self._copy is None:
-                with self.whole_weights() as source:
-                    self._copy = type(source)(source.config).to(self.device, next(source.parameters()).dtype)
-                    self._copy.generation_config = source.generation_config
+                self._copy = same_shape(self.model).to(self.device)
             self.copy_weights(self._copy)
             return self._copy
 
     def copy_weights(self, model: nn.Module) -> None:
-        """Give `model`, of the same architecture and without adapters, the weights of now. Every rank calls it."""
-        mine = dict(model.named_parameters())
+        """Give `model`, of the same architecture and with the same adapters, the current weights. Every rank calls it."""
+        targets = dict(model.named_parameters())
         with self.whole_weights() as source, torch.no_grad():
-            for name, theirs in plain_weights(source):
-                if name in mine:  # the state has a tied head's weights twice
-                    mine.pop(name).copy_(theirs)
-        assert not mine, f"no weights for {sorted(mine)}"
+            for name, weight in source.named_parameters():
+                targets.pop(name).copy_(weight)
+        assert not targets, f"no weights for {sorted(targets)}"
 
-    def save_model(self, folder: Path, tokenizer: Any, main: bool) -> None:
-        """Write a Hugging Face model folder. Every rank calls it; rank 0 (`main`) writes."""
+    def save_model(self, folder: Path, tokenizer: Any, main: bool, *, merge: torch.dtype | None = None) -> None:
+        """Write a Hugging Face model folder. Every rank calls it; rank 0 (`main`) writes.
+
+        Adapters are written beside the unchanged weights (adapter_folder.py); with `merge` they are added to the weights, which
+        are written in that number format. A model without adapters is written as it is.
+        """
         with self.whole_weights() as model:
             if main:
-                state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_weights(model)}
+                if not is_adapted(model):
+                    merge = None
+                weights = base_weights(model) if merge is None else plain_weights(model, merge)
+                state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
                 model.save_pretrained(folder, state_dict=state, safe_serialization=True)
                 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
                 config["use_cache"] = True
+                if merge is not None:
+                    config["dtype"] = str(merge).removeprefix("torch.")
                 (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                if merge is None:
+                    write_adapter(model, folder)
                 tokenizer.save_pretrained(folder)
         ranks.barrier()
 

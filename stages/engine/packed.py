@@ -10,7 +10,8 @@ one at a time: the plain reference that tests compare with.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ ANSWERS_FILLED = 0.5
 """The same of answers to one prompt: more blocks of less filling are more calls."""
 
 
+TrainingPath = Literal["packed", "rows"]
+"""How texts reach a model: many in one line of tokens, or one at a time through its own forward pass."""
+
+
 @dataclass
 class Text:
     """A prompt and one continuation whose tokens are predicted."""
@@ -47,8 +52,8 @@ class Packed:
     """(T,) token ids."""
     positions: Tensor
     """(T,) position of each token in its own text."""
-    layout: Layout
-    """Which tokens see which."""
+    layout: Layout | None
+    """Which tokens see which; None for a row: one text alone, which the model's own forward pass reads as it is."""
     predictor: Tensor
     """(D,) index of the token whose output predicts."""
     targets: Tensor
@@ -76,7 +81,7 @@ class Packed:
         return Packed(
             self.tokens.to(device),
             self.positions.to(device),
-            self.layout.to(device),
+            None if self.layout is None else self.layout.to(device),
             self.predictor.to(device),
             self.targets.to(device),
             None if self.spread is None else self.spread.to(device),
@@ -270,6 +275,25 @@ def _same_together(texts: Sequence[Text]) -> list[int]:
             copies = {}
         copies.setdefault(tuple(text.completion), []).append(number)
     return [*order, *itertools.chain(*copies.values())]
+
+
+def rows(texts: Sequence[Text], rank: int = 0, world_size: int = 1, owners: Sequence[int] | None = None) -> list[Packed]:
+    """Cut out this rank's rows: micro-batches with one text each and no layout, for models that cannot read packed texts.
+
+    Neighbours that are the same token for token are computed once. Ranks get equally many rows, give or take one, the longest
+    dealt first, so that the n-th rows of all ranks are about equally long. `owners`: number of each text, by default from 0.
+    """
+    order = _same_together(texts)
+    tokens = [(tuple(text.prompt), tuple(text.completion)) for text in texts]
+    alike = [list(same) for _, same in itertools.groupby(order, key=lambda n: tokens[n])]
+    alike.sort(key=lambda same: -sum(map(len, tokens[same[0]])))
+    numbers = range(len(texts)) if owners is None else owners
+    return [row([texts[n] for n in same], [numbers[n] for n in same]) for same in alike[rank::world_size]]
+
+
+def row(texts: Sequence[Text], owners: Sequence[int]) -> Packed:
+    """A micro-batch without layout: one text, or several that are the same token for token."""
+    return replace(pack(texts, owners), layout=None)
 
 
 def alone(texts: Sequence[Text]) -> list[Packed]:

@@ -99,6 +99,12 @@ def local_device(device: str) -> torch.device:
     return torch.device("cuda", dist.get_node_local_rank(0)) if device == "cuda" else torch.device("cpu")
 
 
+def bind_thread(device: torch.device) -> None:
+    """Make `device` the calling thread's CUDA device. It is a setting of each thread, and a new thread's is GPU 0."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def size() -> int:
     """Number of ranks."""
     return dist.get_world_size()

@@ -106,6 +106,9 @@ class Training(Optimizer):
 class Lora(Config):
     """Low-rank adapters (arXiv 2106.09685): small matrices are trained beside frozen weights, and no optimizer's moments are
     held for those. It learns something else than full training does; the paper trains all weights.
+
+    The adapters are float32 beside weights of any format, and trainer and sampler compute with them in place. A stage on a
+    model that has adapters trains these further, so its settings must be the same.
     """
 
     rank: int = Field(default=16, ge=1)
@@ -114,6 +117,9 @@ class Lora(Config):
     """The adapters' product is multiplied by `alpha / rank`."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the layers that get one, such as `[q_proj, v_proj]`; `all-linear`: every linear layer but the head."""
+    merge: bool = False
+    """false: the stage's model is the unchanged weights with the adapter beside them, in `adapter/` in peft's format. true: a
+    model without adapters, whose sums are written in float32: 16 bits would lose most of a small update."""
 
 
 class Checkpoints(Config):

@@ -5,8 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.engine.windows import computed_limit
+
 BATCH = 4
 """Rows scored at once: their logits over the whole vocabulary are held in memory."""
+
+
+UNLIMITED = 4096
+"""Tokens of a window for models that name no limit (state-space models)."""
+
+
+def longest_text(model: Any) -> int:
+    """Tokens that the model reads at once."""
+    return computed_limit(model) or UNLIMITED
 
 
 def continuation_scores(model: Any, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -14,7 +25,7 @@ def continuation_scores(model: Any, pairs: list[tuple[list[int], list[int]]]) ->
 
     The context is cut on its left when both do not fit into the model.
     """
-    longest = int(model.config.max_position_embeddings)
+    longest = longest_text(model)
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
     scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for start in range(0, len(order), BATCH):

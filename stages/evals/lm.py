@@ -161,14 +161,13 @@ class RolloutLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Log-probability (nats) of each whole text, in windows as long as the model allows."""
-        from stages.evals.likelihood import continuation_scores
+        from stages.evals.likelihood import continuation_scores, longest_text
 
         model, _ = self._model_and_tokenizer()
         totals = []
         for request in requests:
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            longest = int(model.config.max_position_embeddings)
-            windows = get_rolling_token_windows(tokens, self.prefix_token_id, longest, context_len=1)
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, longest_text(model), context_len=1)
             pairs = [make_disjoint_window(window) for window in windows]
             totals.append(sum(score for score, _ in continuation_scores(model, pairs)))
         return totals

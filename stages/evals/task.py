@@ -17,6 +17,7 @@ from lm_eval import evaluate
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from stages.evals.contained_scoring import contain_scoring
 from stages.evals.headline import answer_metrics, problem_metrics
 from stages.evals.lm import RolloutLM
 from stages.evals.settings import EvaluationConfig
@@ -94,6 +95,8 @@ def run_lm_eval(config: EvaluationConfig, lm: RolloutLM) -> Evaluation:
             if task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
             task.set_fewshot_seed(config.seed)
+        further = [task for task in loaded["tasks"].values() if not isinstance(task, SampledTask)]
+        scorers = [contain_scoring(task) for task in further if task.OUTPUT_TYPE == "generate_until"]
         results = evaluate(lm=lm, task_dict=loaded, log_samples=False)["results"]
     mine = results.pop("sampled")
     metrics = {key: mine[f"{key},all"] for key in next(iter(found.values()))}
@@ -101,7 +104,8 @@ def run_lm_eval(config: EvaluationConfig, lm: RolloutLM) -> Evaluation:
         metrics["accuracy_stderr"] = error
     metrics |= answer_metrics([lm.groups[problem] for problem in found])
     metrics |= {"problems": float(len(found)), "samples": float(config.samples)}
-    return Evaluation(metrics | renamed(results), found)
+    unscored = {f"{scorer.task}/unscored": float(scorer.failed) for scorer in scorers if scorer.check()}
+    return Evaluation(metrics | renamed(results) | unscored, found)
 
 
 def renamed(results: dict[str, dict[str, Any]]) -> dict[str, float]:

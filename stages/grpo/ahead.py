@@ -26,7 +26,9 @@ class Ahead:
     def __init__(self, scene: Scene, sampler: ProblemSampler, questions: int, samples: int) -> None:
         """`scene.rollout` gives an engine whose weights no update touches."""
         self._scene, self._sampler, self._questions, self._samples = scene, sampler, questions, samples
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="ahead", initializer=ranks.bind_thread, initargs=(scene.device,)
+        )
         self._share: Future[list[Group]] | None = None
         self._problems: list[Problem] = []
         self._collected: Collected | None = None

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from stages.engine import ranks
 from stages.grpo.advantages import zero_variance
@@ -38,6 +40,8 @@ class Scene:
     world_size: int = 1
     rest: Callable[[], None] = lambda: None
     """Called when sampling is over for a while."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Of this rank: what its threads use."""
 
     def sample(
         self, problems: Sequence[Problem], samples: int, purpose: str, step: int, rollout: Rollout | None = None
@@ -59,7 +63,7 @@ class Scene:
     ) -> list[Group]:
         """The scored groups of this rank. Ranks do not meet, so a thread may do it; `span` then names nothing."""
         key, judged = f"{self.seed}-{purpose}-{step}", list[Future[None]]()
-        with ThreadPoolExecutor(1) as judge:
+        with ThreadPoolExecutor(1, initializer=ranks.bind_thread, initargs=(self.device,)) as judge:
 
             def judge_soon(group: Group) -> None:
                 judged.append(judge.submit(score, self.rewards, group.episodes, max_tokens=self.sampling.max_tokens, key=key))

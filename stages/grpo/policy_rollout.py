@@ -61,7 +61,7 @@ def follow_policy(
                 shutil.rmtree(place, ignore_errors=True)
             try:
                 with clock.span("sample"):
-                    policy.save_model(place, tokenizer, main=first)
+                    policy.save_model(place, tokenizer, main=first, merge=policy.model.dtype)
                     rollout.load_weights(place)
                 ranks.barrier()
             finally:
@@ -74,6 +74,13 @@ def follow_policy(
                 rollout.sleep()
 
         yield PolicyRollout(fresh, rest)
+
+
+def vllm_remark(dtype: Any) -> str:
+    """What a stage with adapters says of vLLM, which samples with merged weights of the number format `dtype`."""
+    name = str(dtype).removeprefix("torch.")
+    lost = ": most of a small update is lost, and sampler and trainer differ by it; the engine `torch` does not merge"
+    return f"vLLM sampled with the adapters merged in {name}{'' if name == 'float32' else lost}"
 
 
 def _place(policy: Engine, folder: StageFolder) -> Path:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stages.engine import ranks
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Packed, Text, micro_batches
+from stages.engine.packed import Packed, Text
 from stages.grpo import gae
 from stages.grpo.advantages import ADVANTAGES
 from stages.grpo.algorithms import ALGORITHMS
@@ -227,7 +227,7 @@ def _score(
 
 def _mine(texts: list[Text], settings: GRPO, policy: Engine) -> list[Packed]:
     """The micro-batches of this rank."""
-    return micro_batches(texts, settings.packing.micro_tokens, policy.rank, policy.world_size)
+    return policy.micro_batches(texts, settings.packing.micro_tokens)
 
 
 def _minibatches(answers: list[Answer], settings: GRPO, seed: int, step: int) -> list[list[Answer]]:

@@ -1,6 +1,6 @@
 """The reference policy of the KL term: frozen, and renewed only when the recipe says so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class Reference:
     """A whole copy of the weights on every rank."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        """`model`: the policy as it stood at the stage's start."""
+        """`model`: the policy as it stood at the stage's start, with the same adapters if it has any."""
         self.scorer = TokenScorer(model.to(device)).eval()
         self.device = device
         self.refreshed = False
@@ -37,11 +37,15 @@ class Reference:
         """Its weights for a checkpoint, copied; nothing when they are those of the stage's input. Rank 0 (`main`) has them."""
         if not (main and self.refreshed):
             return {}
-        return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self.scorer.named_parameters()}
+        return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self._moving()}
 
     def restore(self, stored: Callable[[str], Tensor]) -> None:
         """Take the weights from a checkpoint. Every rank calls it."""
         self.refreshed = True
         with torch.no_grad():
-            for name, weight in self.scorer.named_parameters():
+            for name, weight in self._moving():
                 weight.copy_(stored(name))
+
+    def _moving(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights that training changes: all, or the adapters alone."""
+        return ((name, weight) for name, weight in self.scorer.named_parameters() if weight.requires_grad)

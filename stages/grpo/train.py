@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from stages.engine import ranks
 from stages.engine.changed_weights import same_weights
 from stages.engine.checkpoints import Checkpointer, states
@@ -24,6 +26,7 @@ from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
 from stages.grpo.sampler import ProblemSampler
 from stages.grpo.select import Selection
+from stages.grpo.start_check import StartCheck, check_policy
 from stages.grpo.update import UpdateStats, update
 from stages.problems.episode import Problem
 from stages.rewards.coverage import check_coverage
@@ -31,6 +34,7 @@ from stages.rewards.health import Watch, summary
 from stages.rewards.learning import Learning, rl_learning
 from stages.rewards.verifiers import canaries_missed, used
 from stages.rollout.records import write_groups
+from stages.rollout.sampled_check import first_prompts
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.clock import clock
 from stages.store.errors import Interrupted, UserError
@@ -65,6 +69,7 @@ class Trainer:
             seed=config.seed,
             rank=context.rank,
             world_size=context.world_size,
+            device=policy.device,
         )
         if follower is not None:
             self.scene.rollout, self.scene.rest = follower.fresh, follower.rest
@@ -78,15 +83,34 @@ class Trainer:
         """Where the sampler stands."""
         self.mismatched = 0
         """Steps whose sampler and trainer differed by more than the alarm."""
+        self._rollout: TorchRollout | None = None
         self.kept = Kept(context.folder.path, self._save, main=context.main)
         self.checkpoints = Checkpointer(context.folder.checkpoints, config.checkpoints, context.rank)
 
     def _own_model(self) -> TorchRollout:
         model = self.policy.sampling_model(apart=self.config.one_step_off)
-        return TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+        if self._rollout is None:  # one for the whole stage: what the check chose holds for every step
+            self._rollout = TorchRollout(model, self.tokenizer, self.config.rollout.tokens, self.config.rollout.decoder)
+        self._rollout.model = model
+        return self._rollout
+
+    def check(self, prompts: Sequence[str]) -> StartCheck:
+        """Check trainer and sampler on the stage's first prompts, and choose their paths. Every rank calls it, before `run`.
+
+        Raises UserError when they do not compute the model's own log-probabilities.
+        """
+        rollout = self.scene.rollout()
+        check = check_policy(self.policy, rollout, first_prompts(rollout.encode, prompts), self.config.sampling.temperature)
+        self.scene.rest()
+        if self.reference:
+            self.reference.scorer.adopt(self.policy.scorer)
+        if self.critic:
+            self.critic.adopt(self.policy)
+        return check
 
     def _save(self, folder: Path, main: bool) -> None:
-        self.policy.save_model(folder, self.tokenizer, main=main)
+        merge = torch.float32 if self.config.lora is not None and self.config.lora.merge else None
+        self.policy.save_model(folder, self.tokenizer, main=main, merge=merge)
 
     def run(self) -> Result:
         """Train, and write the chosen model as the stage's output.

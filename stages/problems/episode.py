@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stages.store.unicode_text import replace_surrogates
+
 Verdict = Literal["right", "wrong", "none", "unjudged"]
 """`none`: the verifier had no verdict (time-out, unparsable reference). Counted apart; never trains as wrong. `unjudged`: there
 is nothing to check, and the answer trains on its other parts."""
@@ -66,12 +68,16 @@ class Episode:
     logprobs: list[float]
     """The sampler's log-probability of each completion token, at the temperature of the sampling."""
     text: str
-    """What rewards read: the part of the answer that the template has opened (such as `<think>`), then the answer."""
+    """What rewards read: the part of the answer that the template has opened (such as `<think>`), then the answer. Lone
+    surrogates are replaced by U+FFFD, so that the text can be encoded wherever it goes."""
     finish: Literal["stop", "length"]
     """`length`: cut at the limit. Truncated thinking is no answer."""
     reward: Reward | None = None
     faults: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Function of the user's -> why it has no value for this answer. Not in the records."""
+
+    def __post_init__(self) -> None:
+        self.text = replace_surrogates(self.text)
 
     @property
     def truncated(self) -> bool:

@@ -93,7 +93,7 @@ def in_training(run: Run) -> list[tuple[str, list[Problem]]]:
 
 
 def _of_step(file: Any, faults: list[str]) -> list[Problem]:
-    step = re.sub(r"\D", "", file.stem).lstrip("0")
+    step = re.sub("[^0-9]", "", file.stem).lstrip("0")
     found: dict[str, Problem] = {}
     for row in read_columns(file, TEXTS, faults):
         if row["verdict"] in ("right", "wrong") and row["verdict"] not in found:

@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.0,
 }
 _UNSEEN = re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL)
-_NUMBERED = re.compile(r'<g id="[A-Za-z0-9.]+_\d+">')
+_NUMBERED = re.compile(r'<g id="[A-Za-z0-9.]+_[0-9]+">')
 _FONT = re.compile(r"font-family: [^;\"]+")
 
 

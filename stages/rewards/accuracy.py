@@ -1,6 +1,7 @@
 r"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, section 2.2).
 
-`exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematical expressions with math-verify,
+`exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematics: rationals exactly, the decimals of an
+irrational to 7 digits, sets as sets, tuples in order (see expressions.py),
 `reasoning_gym` asks the scorer of the task that made the problem. A verdict `none` (no verdict within the limit, a reference
 that cannot be read) is kept apart from `wrong`. A problem may name a verifier of its own; see stages/rewards/verifiers.py.
 
@@ -15,10 +16,11 @@ that cannot be read) is kept apart from `wrong`. A problem may name a verifier o
 import json
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from stages.problems.episode import Problem, Verdict, Verifier
 from stages.rewards.math_pool import MathPool, verdict_of
-from stages.rewards.numbers import parse_number
+from stages.rewards.numbers import parse_amount, parse_number
 from stages.rewards.pool import shared_pool
 from stages.rewards.settings import Rewards
 from stages.rewards.verifiers import Asked, judge
@@ -26,7 +28,6 @@ from stages.rewards.verifiers import Asked, judge
 LONGEST_EXPRESSION = 1000
 """Characters; a longer answer is wrong without being looked at, unless it is the reference word for word."""
 _PLAIN = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
-_TWO_NUMBERS = re.compile(r"[0-9]\s+[0-9]+(?!\s*/)")
 
 
 def verdicts(pairs: Sequence[tuple[str, str]], verifier: Verifier, **settings: float) -> list[Verdict]:
@@ -46,7 +47,7 @@ def numeric(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:  # noqa:
 
 
 def math(asked: Sequence[Asked], rewards: Rewards) -> list[Verdict]:
-    """Right when math-verify says so; what needs no algebra is decided without it."""
+    """Right when both state the same mathematics; what needs no algebra is decided without it."""
     pairs = [(a.problem.answer, a.answer) for a in asked]
     quick = [_quick(*pair) for pair in pairs]
     # With a long answer only the reference is read: if that cannot be done, nothing is known of the answer either.
@@ -76,10 +77,15 @@ def _normal(text: str) -> str:
 
 
 def _numeric(reference: str, answer: str) -> Verdict:
-    wanted = parse_number(reference)
-    if wanted is None:
+    expected, stated = parse_amount(reference), parse_amount(answer)
+    if expected is None:
         return "none"
-    return "right" if parse_number(answer) == wanted else "wrong"
+    if stated is None:
+        return "wrong"
+    # `50` may stand for 50% where the question asks for a percentage, and 0.5 is 50%.
+    hundredths = [Fraction(1, 100) if amount.unit == "%" else Fraction(1) for amount in (expected, stated)]
+    same = expected.value == stated.value or expected.value * hundredths[0] == stated.value * hundredths[1]
+    return "right" if same else "wrong"
 
 
 def _quick(reference: str, answer: str) -> Verdict | None:
@@ -92,8 +98,5 @@ def _quick(reference: str, answer: str) -> Verdict | None:
         if parse_number(answer) == parse_number(reference):
             return "right"
         if _PLAIN.fullmatch(answer):
-            return "wrong"
-        # math-verify reads `2 3` as 2 + 3: numbers side by side are several answers, except in `1 1/2`.
-        if _TWO_NUMBERS.search(answer):
             return "wrong"
     return None

@@ -227,7 +227,9 @@ def _judge_values(program: str, checks: tuple[Check, ...], settings: Sandbox) ->
     left = iter(answers)
     for check in checks:
         given = [next(left) for _ in check.asked]
-        if (raised := next((str(text) for kind, text in given if kind != "value"), None)) is not None:
+        if errors := [content for kind, content in given if kind != "value"]:
+            # Never `str()` of what is no text: the program may have written a list nested too deeply for it.
+            raised = errors[0] if isinstance(errors[0], str) else ""
             return Judgement("wrong", cause(raised) or "error", f"{check.text}: {raised}")
         if not _holds(check.holds, [content for _, content in given]):
             return Judgement("wrong", "differs", check.text)

@@ -17,7 +17,8 @@ LARGEST_FACTORIAL = 2_000.0
 DEEPEST = 40
 """Levels of brackets; the parser takes seconds for a hundred."""
 
-_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\*\*|\d+(?:,\d{3})*(?:\.\d*)?|\.\d+|[A-Za-z]|\S")
+# Digits of other scripts, `²` and the like are signs of their own: what reads them as numbers differs from parser to parser.
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\*\*|[0-9]+(?:,[0-9]{3})*(?:\.[0-9]*)?|\.[0-9]+|[A-Za-z]|\S")
 _OPEN, _CLOSE = set("{(["), set("})]")
 _SYMBOL = {"e": math.log10(math.e), "\\pi": math.log10(math.pi)}
 _CAPS = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|[,;!: ])")
@@ -82,12 +83,10 @@ def _atom(tokens: list[str], position: int, depth: int) -> tuple[float, int]:
         if size > math.log10(LARGEST_FACTORIAL):
             raise _TooBig
         return size, end
-    if token[0].isdigit() or token[0] == ".":
-        digits = token.replace(",", "")
-        whole = digits.partition(".")[0].lstrip("0")
-        return (_checked(float(len(whole) - 1) + math.log10(float(whole[0] + "." + (whole[1:17] or "0")))) if whole else 0.0), (
-            position + 1
-        )
+    if "0" <= token[0] <= "9" or token[0] == ".":
+        whole = token.replace(",", "").partition(".")[0].lstrip("0")
+        leading = float(f"{whole[0]}.{whole[1:17] or '0'}") if whole else 1.0
+        return _checked(max(len(whole) - 1, 0) + math.log10(leading)), position + 1
     if token in ("-", "+"):  # of an exponent without braces: 2^-9
         return _powers(tokens, position + 1, depth + 1)
     return _SYMBOL.get(token, 0.0), position + 1

@@ -1,12 +1,17 @@
-r"""Comparing mathematical expressions with math-verify; runs in a worker process, without a limit of its own.
+r"""Whether an answer states what the reference states; runs in a worker process, without a limit of its own.
+
+The two texts are written in one notation (answer_text.py), their forms are read (form_reader.py), and the forms are
+compared part by part; formulas by exact algebra (formula.py, equality.py), sets as sets (sets.py). What only a larger
+grammar reads (sums, integrals, limits) is read by math-verify.
 
 >>> judge(r"\frac{1}{2}", "0.5"), judge("5", "5 or 6"), judge("", "5")
 ('right', 'wrong', 'none')
 """
 
-import re
+from stages.rewards.answer_text import plain_text
+from stages.rewards.comparison import same_text, states_same
+from stages.rewards.form_reader import read_form
 
-_BASED = re.compile(r"\$?([0-9]+)_\{?([0-9]+)\}?\$?")
 _WARMING = (
     r"\frac{1}{2}",
     r"\sqrt{2}+x^{2}",
@@ -15,46 +20,25 @@ _WARMING = (
     r"\text{east}",
     r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
     "x=5",
+    r"\sum_{k=1}^{3} k",
+    r"\sin x",
+    "x>3",
 )
 
 
 def warm() -> None:
-    """Use the parser once: its tables are made as it goes, which costs the first answers seconds."""
+    """Use the reader and sympy once: their tables are made as they go, which costs the first answers seconds."""
     for text in _WARMING:
         judge(text, text + "+1")
 
 
 def judge(reference: str, answer: str) -> str:
-    """`right`, `wrong`, or `none` when the reference cannot be read."""
-    from math_verify import parse, verify
-
-    numbers = _in_base(reference), _in_base(answer)
-    if None not in numbers:  # math-verify drops the base
-        return "right" if numbers[0] == numbers[1] else "wrong"
-    sides = answer.split("=")
-    if len(sides) > 1 and "=" not in reference and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0])):
-        # `4 = 5`: math-verify looks at the last side alone. `x = 5` it reads as people do.
-        found = [judge(reference, side) for side in sides]
-        return next((verdict for verdict in ("none", "wrong") if verdict in found), "right")
-    gold = parse(_boxed(reference), parsing_timeout=None)
-    if not gold:
+    """`right`, `wrong`, or `none` when the reference is empty."""
+    wanted, stated = plain_text(reference), plain_text(answer)
+    if not wanted:
         return "none"
-    found = parse(_boxed(answer), parsing_timeout=None)
-    return "right" if verify(gold, found, timeout_seconds=None) else "wrong"
-
-
-def _boxed(text: str) -> str:
-    """The text as one boxed expression: math-verify then reads the whole of it instead of picking what looks best."""
-    plain = " ".join(text.split())
-    if (whole := re.fullmatch(r"\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]", plain)) is not None:
-        plain = next(part for part in whole.groups() if part)
-    return plain if plain.startswith("\\boxed{") else f"\\boxed{{{plain}}}"
-
-
-def _in_base(text: str) -> int | None:
-    """The value of a number with its base, such as `52_8`."""
-    match = _BASED.fullmatch(text.strip())
-    try:
-        return int(match[1], int(match[2])) if match else None
-    except ValueError:  # a digit that the base has not
-        return None
+    if not stated:
+        return "wrong"
+    if same_text(wanted, stated):
+        return "right"
+    return "right" if states_same(read_form(wanted), read_form(stated)) else "wrong"

@@ -5,6 +5,7 @@ The paper divides the words of the chain of thought in the target language by al
 
 import functools
 import re
+from collections import Counter
 from typing import Any, Literal
 
 Language = Literal[
@@ -25,7 +26,6 @@ FEWEST_WORDS = 4
 _HAN, _KANA = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff", "\u3040-\u30ff"
 _UNSPACED = _KANA + _HAN
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+(?:['’][^\W\d_{_UNSPACED}]+)*")
-_GREEK = re.compile("[\u0370-\u03ff]")
 _LATIN = "A-Za-z\u00aa\u00ba\u00c0-\u024f'’"
 _SCRIPTS = {
     name: re.compile(rf"[{letters}]+")
@@ -59,10 +59,10 @@ def language_share(thought: str, language: Language, by: Detection = "script") -
         return target / (target + other) if target + other else None
     hits = total = 0
     for sentence in [thought] if by == "script" else _SENTENCE_END.split(thought):
-        words = [w for w in _WORD.findall(sentence) if not (len(w) == 1 and _GREEK.match(w))]
+        words = [w for w in _WORD.findall(sentence) if not (len(w) == 1 and "\u0370" <= w <= "\u03ff")]  # no Greek letters
         total += len(words)
         if by == "script" or len(words) < FEWEST_WORDS or _detected(" ".join(words), language):
-            hits += sum(_SCRIPTS[language].fullmatch(word) is not None for word in words)
+            hits += sum(n for word, n in Counter(words).items() if _SCRIPTS[language].fullmatch(word))
     return hits / total if total else None
 
 

@@ -1,6 +1,7 @@
-"""math-verify in killable processes, asked only about what is no hopeless computation."""
+"""The comparison of expressions in killable processes, given only what is no hopeless computation."""
 
 from stages.problems.episode import Verdict
+from stages.rewards.answer_text import plain_text
 from stages.rewards.cost import too_big
 from stages.rewards.pool import Limits, Pool, Reply, shared_pool
 
@@ -20,7 +21,8 @@ class MathPool:
 
     def judge(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         """A verdict per (reference, answer), in order. Equal pairs are judged once."""
-        asked = [pair for pair in dict.fromkeys(pairs) if not (too_big(pair[0]) or too_big(pair[1]))]
+        hopeless = {text: too_big(plain_text(text)) for text in {text for pair in pairs for text in pair}}
+        asked = [pair for pair in dict.fromkeys(pairs) if not (hopeless[pair[0]] or hopeless[pair[1]])]
         found = dict(zip(asked, map(verdict_of, self.pool.ask(asked)), strict=True))
         return [found.get(pair, "none") for pair in pairs]
 

@@ -25,6 +25,8 @@ from stages.store.user_code import VARIABLE, child_environment, inherited_code_f
 
 START_LIMIT_S = 120.0
 """Seconds a worker may take to start (imports); apart from the limits of a request."""
+LONGEST_REPLY_BYTES = 1 << 20
+"""Of a reply, unless the limits say otherwise: only a user's function writes a longer one."""
 GRACE_S = 1.0
 """Seconds after the limit by the clock, when the process should have ended itself."""
 
@@ -39,6 +41,8 @@ class Limits:
     """Seconds by the clock, for what waits instead of computing."""
     memory_bytes: int = 0
     """Address space that a process may take beside what loading the function took; 0: no limit."""
+    reply_bytes: int = LONGEST_REPLY_BYTES
+    """Bytes of a reply; a longer one is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ class Reply:
 class Worker:
     """One process that serves one request at a time."""
 
-    def __init__(self, function: str, limits: Limits, folders: Sequence[str]) -> None:
+    def __init__(self, function: str, limits: Limits, folders: Sequence[str] = ()) -> None:
         self.function, self.limits, self.folders = function, limits, folders
         self.copy: int | None = None
         """Process id of the copy that serves; it changes when one is ended."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer, self._number = b"", 0
+        self._buffer, self._number = bytearray(), 0
 
     def ask(self, arguments: Sequence[Any]) -> Reply:
         """The function's value; a fault when it raises, passes a limit or its process dies, and then there is a new one.
@@ -76,11 +80,12 @@ class Worker:
             if line.startswith(ENDED):
                 self.copy = None  # the next request waits for the new one
                 return Reply(fault=ENDED)
-            with contextlib.suppress(ValueError):
-                number, value, fault = json.loads(line)
-                if number == self._number:
-                    return Reply(value, fault)
+            if (reply := read_reply(line, self._number)) is not None:
+                return reply
             line = self._line(process, deadline)
+        if len(self._buffer) > self.limits.reply_bytes:
+            self.end()  # the rest of the reply must not be taken for the next one
+            return Reply(fault=f"a reply of more than {self.limits.reply_bytes} bytes")
         if self.copy is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.copy, signal.SIGKILL)
@@ -97,7 +102,7 @@ class Worker:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
             self._process.wait()
-            self._process, self.copy, self._buffer = None, None, b""
+            self._process, self.copy, self._buffer = None, None, bytearray()
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The process, with a copy that serves."""
@@ -129,7 +134,12 @@ class Worker:
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + START_LIMIT_S
-        while (line := self._line(process, deadline)) is not None:
+        while (line := self._line(process, min(deadline, time.monotonic() + 1.0))) is not None or (
+            # Its pipe may stay open when it is dead, in a process that a function has started.
+            process.poll() is None and time.monotonic() < deadline and len(self._buffer) <= self.limits.reply_bytes
+        ):
+            if line is None:
+                continue
             word, _, rest = line.partition(" ")
             if word == MISTAKE:
                 self.end()
@@ -163,21 +173,41 @@ class Worker:
         return True
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        """The next line, or None when the deadline passes or the process ends first."""
+        """The next line, or None when the deadline passes, the process ends, or the longest reply is passed first."""
         assert process.stdout is not None
         pipe = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
+            end = self._buffer.find(b"\n")
+            while end < 0:
+                if len(self._buffer) > self.limits.reply_bytes:
+                    return None
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     return None
                 part = os.read(pipe, 1 << 16)
                 if not part:
                     return None
+                searched = len(self._buffer)
                 self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode(errors="replace")
+                end = self._buffer.find(b"\n", searched)
+        line = self._buffer[:end].decode(errors="replace")
+        del self._buffer[: end + 1]
+        return line
+
+
+def read_reply(line: str, number: int) -> Reply | None:
+    """The reply to request `number` in a line; None for a reply to another request, and for what is no reply.
+
+    A function can reach the pipe of the replies, so a line may hold anything.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(found, list) and len(found) == 3 and found[0] == number and isinstance(found[2], str)):
+        return None
+    return Reply(found[1], found[2])
 
 
 class Pool:

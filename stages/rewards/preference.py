@@ -6,22 +6,32 @@ a policy learns to please the model).
 """
 
 import functools
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.problems.episode import Episode
+from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rewards.settings import PreferenceModel
 from stages.rewards.tags import THINK_CLOSE
 from stages.store.errors import UserError
 
+_warned: list[str] = []
+"""The first fault of the chat template, which is reported once."""
+
 
 def preferences(settings: PreferenceModel, episodes: Sequence[Episode]) -> list[float]:
-    """A number per answer, higher is better. Raises UserError when the folder has no such model."""
+    """A number per answer, higher is better; NaN where the model's chat template does not render the answer.
+
+    Raises UserError when the folder has no such model.
+    """
     assert settings.path is not None, "the stage's folder was not filled in"
     model, tokenizer = _loaded(settings.path, settings.device)
     texts = [_conversation(tokenizer, e.problem.question, read(e.text, settings.reads)) for e in episodes]
-    return _scores(model, tokenizer, texts, settings.batch, settings.max_tokens)
+    scores = iter(_scores(model, tokenizer, [text for text in texts if text is not None], settings.batch, settings.max_tokens))
+    return [math.nan if text is None else next(scores) for text in texts]
 
 
 def read(text: str, reads: str) -> str:
@@ -33,11 +43,18 @@ def read(text: str, reads: str) -> str:
     return text if reads == "all" else text.rpartition(THINK_CLOSE)[2].strip()
 
 
-def _conversation(tokenizer: Any, question: str, answer: str) -> str:
+def _conversation(tokenizer: Any, question: str, answer: str) -> str | None:
     if tokenizer.chat_template is None:
         return f"{question}\n{answer}"
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    try:
+        return rendered(tokenizer, turns)
+    except TemplateFault as fault:
+        if not _warned:
+            _warned.append(str(fault))
+            what = UserError(f"the chat template does not render an answer ({fault})", where="rewards.preference_model")
+            print(f"warning: {what}; said once", file=sys.stderr, flush=True)
+        return None
 
 
 def _scores(model: Any, tokenizer: Any, texts: list[str], batch: int, max_tokens: int) -> list[float]:
@@ -63,6 +80,8 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from stages.engine import ranks
+
     mend = "name a Hugging Face folder of a sequence-classification model with one label and its tokenizer"
     if not (Path(path) / "config.json").is_file():
         raise UserError("no config.json", where=path, mend=mend)
@@ -82,4 +101,5 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return model.to(chosen).eval(), tokenizer
+    # With its index: without one it would be GPU 0 for every rank, for the thread that judges is a new one.
+    return model.to(ranks.local_device(chosen)).eval(), tokenizer

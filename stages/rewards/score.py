@@ -4,6 +4,7 @@ R1-Zero adds accuracy and format with equal weight; the reasoning RL adds langua
 general prompts are `unjudged`: their answers have no accuracy, and train on the preference and what else is asked for.
 """
 
+import math
 import random
 
 from stages.problems.episode import Episode, Problem, Reward, Verdict, Verifier
@@ -23,8 +24,8 @@ def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: st
     """Give every episode its `reward`. All of them at once, because the verifiers' processes share the work.
 
     max_tokens: the longest answer that was allowed; key: what the control arm's coin depends on beside question and sample.
-    An answer of which one of the user's functions has nothing to say in time has no verdict: its reward is not known. An answer
-    to an unjudged problem has no part `accuracy`, cut or not.
+    An answer of which one of the user's functions has nothing to say in time, or whose preference is not a finite number, has
+    no verdict: its reward is not known. An answer to an unjudged problem has no part `accuracy`, cut or not.
     """
     answers = [None if episode.truncated else final_answer(episode.text, rewards.answer_in) for episode in episodes]
     asked = [Asked(e.problem, a) for e, a in zip(episodes, answers, strict=True) if a is not None]
@@ -35,13 +36,14 @@ def score(rewards: Rewards, episodes: list[Episode], *, max_tokens: int, key: st
         verdict: Verdict = ("wrong" if episode.problem.judged else "unjudged") if answer is None else next(judged)
         accuracy = {"accuracy": float(verdict == "right")} if episode.problem.judged else {}
         parts = accuracy | _parts(rewards, episode, max_tokens, key)
-        if number in preferred:
-            parts["preference"] = preferred[number]
+        preference = preferred.get(number, 0.0)
+        if number in preferred and math.isfinite(preference):
+            parts["preference"] = preference
         mine = own[number]
         episode.reward = Reward(
             total=rewards.total(parts | (mine or {})),
             parts=parts | (mine or {}),
-            verdict="none" if mine is None else verdict,
+            verdict=verdict if mine is not None and math.isfinite(preference) else "none",
         )
 
 
@@ -58,7 +60,7 @@ def _preferences(rewards: Rewards, episodes: list[Episode]) -> dict[int, float]:
 
     found = dict(zip(whole, preferences(rewards.preference_model, [episodes[n] for n in whole]), strict=True))
     least: dict[str, float] = {}
-    for number in whole:
+    for number in (n for n in whole if math.isfinite(found[n])):
         problem = episodes[number].problem.id
         least[problem] = min(found[number], least.get(problem, found[number]))
     return found | {n: least.get(e.problem.id, 0.0) for n, e in enumerate(episodes) if n not in found}

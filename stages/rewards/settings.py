@@ -77,7 +77,7 @@ class Rewards(Config):
     """Part -> another that must be 1 for it to count: `{language: accuracy}` rewards the language of right answers only (and of
     those that are unjudged, which have no accuracy to wait for). A `preference` below 0 counts all the same."""
     verifier: Verifier = "math"
-    """How a final answer is compared: `exact` text, `numeric` value, `math` (math-verify), `reasoning_gym` (the scorer of the
+    """How a final answer is compared: `exact` text, `numeric` value, `math` (algebra), `reasoning_gym` (the scorer of the
     task that made the problem), or `code` (the answer is a program, the reference its tests: see stages/rewards/code.py). A
     source of problems may name its own `verifier`."""
     sandbox: Annotated[Sandbox, ADDED] = Sandbox()

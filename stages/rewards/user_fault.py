@@ -40,7 +40,7 @@ class Fault:
         try:
             error, file, line = json.loads(text)
             return cls(str(error), str(file), int(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return cls(text)
 
 

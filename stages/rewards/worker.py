@@ -1,7 +1,7 @@
 """The process in which a verifier runs: a request per line in, a reply per line out, each by a function with JSON arguments.
 
-math-verify guards itself with SIGALRM, which works in a main thread only, and does not interrupt one long operation on
-big integers. Here the kernel ends whatever goes on for too long: timers whose signals nobody handles. The first process has
+A guard by SIGALRM, as math-verify has one, works in a main thread only, and does not interrupt one long operation on big
+integers. Here the kernel ends whatever goes on for too long: timers whose signals nobody handles. The first process has
 imported the verifier and used it once (`warm`); copies of it (fork) do the work, so that a new one costs milliseconds where
 an import and cold parser tables cost seconds.
 """
@@ -26,6 +26,9 @@ from stages.store.user_code import check_not_hidden, inherited_code_folders, use
 READY, ENDED, MISTAKE = "ready", "ended", "mistake"
 """First words of what is told between replies: a copy is there (with its process id), one has ended, there can be none."""
 
+INPUT_OVER = 79
+"""Exit status of a copy that has read the input to its end. Not 0, with which a function may exit."""
+
 Called = Callable[..., Any]
 
 
@@ -35,8 +38,9 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     `function`: `module:function`; limits of each request: seconds of processor time and of the clock; bytes of address space
     that a process may take beside what it has taken when the function is loaded and warm, 0 for no limit.
     """
-    told = os.dup(1)
+    requests, told = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nor may a function that reads standard input take a request
     _tell(told, "")  # ends a line that a sitecustomize.py has begun there
     logging.disable(logging.WARNING)
     use_code_folders(inherited_code_folders())
@@ -55,10 +59,10 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
     while True:
         copy = os.fork()
         if copy == 0:
-            _serve(called, told, cpu_s, wall_s)
-            os._exit(0)
+            _serve(called, requests, told, cpu_s, wall_s)
+            os._exit(INPUT_OVER)
         _, status = os.waitpid(copy, 0)
-        if status == 0:  # the input has ended
+        if os.waitstatus_to_exitcode(status) == INPUT_OVER:
             return 0
         _tell(told, ENDED)
 
@@ -76,9 +80,10 @@ def load(function: str) -> Called:
     return found  # type: ignore[no-any-return]
 
 
-def _serve(called: Called, told: int, cpu_s: float, wall_s: float) -> None:
-    _tell(told, f"{READY} {os.getpid()}")
-    with open(0, "rb", closefd=False) as lines:
+def _serve(called: Called, requests: int, told: int, cpu_s: float, wall_s: float) -> None:
+    own = os.getpid()
+    _tell(told, f"{READY} {own}")
+    with open(requests, "rb", closefd=False) as lines:
         for line in lines:
             try:
                 number, arguments = json.loads(line)
@@ -88,8 +93,10 @@ def _serve(called: Called, told: int, cpu_s: float, wall_s: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, wall_s)
             try:
                 reply = _reply(number, called(*arguments))
-            except Exception as error:  # noqa: BLE001 - whatever a verifier raises is its having no verdict
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a verifier raises is its having no verdict
                 reply = json.dumps([number, None, str(fault_of(error))])
+            if os.getpid() != own:  # a child of the function's, which must not read the next request
+                os._exit(0)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _tell(told, reply)

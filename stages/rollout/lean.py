@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from stages.engine.adapters import AdaptedLinear, adapters
 from stages.rollout.sampling import Choose, choose
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -34,9 +35,8 @@ def unsupported(model: Any) -> str:
         return "some of its layers attend to a window"
     if model.model.rotary_emb.rope_type in MOVING_ROTARY:
         return f"its rotary embedding is {model.model.rotary_emb.rope_type}"
-    odd = [
-        name for name, module in model.named_modules() if name.endswith(("_proj", "lm_head")) and type(module) is not nn.Linear
-    ]
+    layers = [(name, module) for name, module in model.named_modules() if name.endswith(("_proj", "lm_head"))]
+    odd = [name for name, module in layers if type(module) not in (nn.Linear, AdaptedLinear)]
     return f"`{odd[0]}` is no plain linear layer" if odd else ""
 
 
@@ -111,6 +111,7 @@ class LeanDecoder:
         config = model.config
         self.model, self.layers = model, model.model.layers
         self.weight = model.model.embed_tokens.weight
+        self._factors: dict[nn.Module, tuple[Tensor, Tensor]] = {v: v.factors() for v in adapters(model).values()}
         attention = self.layers[0].self_attn
         self.size = int(attention.head_dim)
         self.heads = int(config.num_key_value_heads)
@@ -187,9 +188,10 @@ class LeanDecoder:
             heads = self._turned(attention, heads, cos, sin)
             own.both[number][:, rows, :, lengths] = heads[:, self.queries :].unflatten(1, (2, -1))
             o = self._attend(heads[:, : self.queries], prompts, prompts.cache.both[number], own.both[number], width, hidden)
-            x = _added(x, attention.o_proj, o.t())
+            x = self._added(x, attention.o_proj, o.t())
             h = _normed_columns(layer.post_attention_layernorm, x)
-            x = _added(x, mlp.down_proj, silu(_product(mlp.gate_proj, h), inplace=True).mul_(_product(mlp.up_proj, h)))
+            gate, up = self._product(mlp.gate_proj, h), self._product(mlp.up_proj, h)
+            x = self._added(x, mlp.down_proj, silu(gate, inplace=True).mul_(up))
         return self._logits(x)
 
     def _projected(self, attention: Any, h: Tensor) -> Tensor:
@@ -198,7 +200,10 @@ class LeanDecoder:
         start = 0
         for module in (attention.q_proj, attention.k_proj, attention.v_proj):
             part = found[start : start + len(module.weight)]
-            torch.mm(module.weight, h, out=part)
+            if module in self._factors:
+                torch.addmm(self._delta(module, h), module.weight, h, out=part)
+            else:
+                torch.mm(module.weight, h, out=part)
             if module.bias is not None:
                 part += module.bias[:, None]
             start += len(module.weight)
@@ -248,18 +253,24 @@ class LeanDecoder:
 
     def _logits(self, x: Tensor) -> Tensor:
         """(R, V) of (hidden, R)."""
-        return _product(self.model.lm_head, _normed_columns(self.model.model.norm, x)).t().contiguous()
+        return self._product(self.model.lm_head, _normed_columns(self.model.model.norm, x)).t().contiguous()
 
+    def _product(self, module: nn.Linear, x: Tensor) -> Tensor:
+        """(out, R) of (in, R)."""
+        adapted = module in self._factors
+        product = torch.addmm(self._delta(module, x), module.weight, x) if adapted else module.weight @ x
+        return product if module.bias is None else product.add_(module.bias[:, None])
 
-def _product(module: nn.Linear, x: Tensor) -> Tensor:
-    """(out, R) of (in, R)."""
-    found: Tensor = module.weight @ x
-    return found if module.bias is None else found.add_(module.bias[:, None])
+    def _added(self, x: Tensor, module: nn.Linear, h: Tensor) -> Tensor:
+        """X + module(h), both (…, R)."""
+        if module in self._factors:
+            return x + self._product(module, h)
+        return torch.addmm(x if module.bias is None else x + module.bias[:, None], module.weight, h)
 
-
-def _added(x: Tensor, module: nn.Linear, h: Tensor) -> Tensor:
-    """X + module(h), both (…, R)."""
-    return torch.addmm(x if module.bias is None else x + module.bias[:, None], module.weight, h)
+    def _delta(self, module: nn.Linear, x: Tensor) -> Tensor:
+        """(out, R) what the adapter of a layer adds to its product with (in, R)."""
+        a, b = self._factors[module]
+        return b @ (a @ x)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

@@ -1,53 +1,67 @@
-"""The slow path: decoding by transformers' own forward pass and cache, for models that `lean.py` does not know.
+"""The transformers fallback: decoding by a model's own forward, for every model that `lean.py` does not decode.
 
-Each distinct prompt of a batch is prefilled once and its cache repeated for its answers; finished rows leave the batch.
+Each distinct prompt of a batch is prefilled once and its cache repeated for its answers; finished rows leave the batch. Which
+of this a model allows, and whether prompts of unequal lengths may share a batch, is its `Mode` (decoding_mode.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from stages.rollout.flight import Answer, Ended, Over
 from stages.rollout.sampling import Choose
+from stages.rollout.transformers_batch import Mode, TransformersBatch
 from stages.store import heartbeat
 
 
-def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, over: Over, *, budget: int) -> None:
-    """Fill in every answer, in batches whose prompts and answers may come to `budget` tokens; otherwise as `Flight`."""
-    start, limit = 0, max((len(answer.numbers) for answer in answers), default=0)
+def decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, over: Over, *, budget: int, mode: Mode) -> None:
+    """Fill in every answer, in batches whose prompts and answers may come to `budget` tokens; otherwise as `Flight`.
+
+    Args:
+        model: a causal language model of transformers in evaluation mode.
+        answers: neighbours share batches; so answers to prompts of one length stand together.
+        choose: draws the next tokens.
+        ended: whether rows have come to an end.
+        over: called with each answer when its batch is done.
+        budget: most tokens of a batch, unless one answer alone is longer.
+        mode: how the model is decoded.
+
+    """
+    limit = max((len(answer.numbers) for answer in answers), default=0)
+    for batch in _batches(answers, limit, budget, mode):
+        _decode(model, batch, choose, ended, limit, mode)
+        for answer in batch:
+            over(answer)
+
+
+def _batches(answers: Sequence[Answer], limit: int, budget: int, mode: Mode) -> Iterator[Sequence[Answer]]:
+    """Neighbours that fit the budget; of one prompt length unless the mode pads."""
+    start = 0
     while start < len(answers):
         longest, end = 0, start
         while end < len(answers):
-            longest = max(longest, len(answers[end].prompt))
-            if end > start and (end + 1 - start) * (longest + limit) > budget:
+            length = len(answers[end].prompt)
+            longest = max(longest, length)
+            full = (end + 1 - start) * (longest + limit) > budget
+            if end > start and (full or (not mode.padded and length != len(answers[start].prompt))):
                 break
             end += 1
-        _decode(model, answers[start:end], choose, ended, limit)
-        for answer in answers[start:end]:
-            over(answer)
+        yield answers[start:end]
         start = end
 
 
-def _decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, limit: int) -> None:
-    device = next(model.parameters()).device
+def _decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended, limit: int, mode: Mode) -> None:
     prompts = list(dict.fromkeys(answer.prompt for answer in answers))
-    which = torch.tensor([prompts.index(answer.prompt) for answer in answers], device=device)  # (R,)
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)  # (P, width)
-    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    mask = (torch.arange(width, device=device)[None] >= width - lengths[:, None]).long()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache = output.past_key_values
-    cache.batch_select_indices(which)
-    logits, mask, positions = output.logits[which, -1], mask[which], lengths[which]
+    number = {prompt: n for n, prompt in enumerate(prompts)}
+    batch = TransformersBatch(model, prompts, [number[answer.prompt] for answer in answers], mode)
+    device = batch.logits.device
     numbers = torch.stack([answer.numbers for answer in answers]).to(device)  # (R, limit)
     ids, alive = torch.zeros(len(answers), limit, dtype=torch.long, device=device), torch.arange(len(answers), device=device)
     logps, over = torch.zeros(len(answers), limit, device=device), torch.zeros(len(answers), dtype=torch.bool, device=device)
     for t in range(limit):
         heartbeat.progress()
-        chosen, logp = choose(logits.float(), numbers[alive, t])
+        chosen, logp = choose(batch.logits.float(), numbers[alive, t])
         # A row that has ended may stay a while: what is written behind its end is never read.
         ids[alive, t], logps[alive, t] = chosen, logp
         stopped = ended(ids[alive], torch.full_like(alive, t + 1)) & ~over[alive]
@@ -56,19 +70,11 @@ def _decode(model: Any, answers: Sequence[Answer], choose: Choose, ended: Ended,
         for row in alive[stopped].tolist():
             answers[row].stopped = True
         over[alive] |= stopped
-        keep = (~over[alive]).nonzero().flatten()
-        if not len(keep) or t + 1 == limit:
+        staying = (~over[alive]).nonzero().flatten()
+        if not len(staying) or t + 1 == limit:
             return
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         # Leaving costs a copy of the cache, so rows leave once an eighth of the batch has ended.
-        if len(keep) * 8 <= len(alive) * 7:
-            cache.batch_select_indices(keep)
-            chosen, mask, positions, alive = chosen[keep], mask[keep], positions[keep], alive[keep]
-        output = model(
-            input_ids=chosen[:, None],
-            attention_mask=mask,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits, positions = output.logits[:, -1], positions + 1
+        if batch.can_drop and len(staying) * 8 <= len(alive) * 7:
+            batch.keep(staying)
+            chosen, alive = chosen[staying], alive[staying]
+        batch.append(chosen)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stages.store.config import EXECUTION, Config, Expanded
 
-Decoder = Literal["auto", "compiled", "torch"]
+Decoder = Literal["auto", "compiled", "torch", "transformers"]
 
 
 class RolloutSettings(Config):
@@ -19,7 +19,8 @@ class RolloutSettings(Config):
     """The torch engine's budget: tokens whose keys and values are held at once."""
     decoder: Annotated[Decoder, EXECUTION] = "auto"
     """How the torch engine takes a step of decoding: `compiled` by the machine's C++ compiler (a CPU, float32, Llama or Qwen;
-    1.5 to 3 times as fast), `torch` by PyTorch alone, `auto` compiled where it can be. They differ by rounding."""
+    1.5 to 3 times as fast), `torch` by PyTorch alone, `transformers` by the model's own forward (slower; what other
+    architectures have), `auto` the fastest that can be. They differ by rounding."""
     vllm_python: Annotated[Annotated[str, Expanded] | None, EXECUTION] = None
     """The interpreter of vLLM's own environment; null: the one of `make vllm`, .venv-vllm/bin/python in the clone."""
     memory_share: Annotated[float | None, EXECUTION] = Field(default=None, gt=0, lt=1)

@@ -30,7 +30,9 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
     model: anything with `generation_config` and `config`. Ids below 0, with which some configs say "none", are left out.
     """
-    declared = (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
+    # Not every config has the field (CpmAnt), and a config of several models has it in that of its language model (Gemma 3).
+    config = model.config.get_text_config(decoder=True) if hasattr(model.config, "get_text_config") else model.config
+    declared = [getattr(each, "eos_token_id", None) for each in (model.generation_config, model.config, config, tokenizer)]
     ids: set[int] = set()
     for item in declared:
         ids.update(item if isinstance(item, list | tuple) else [] if item is None else [item])

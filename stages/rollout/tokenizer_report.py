@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rollout.token_text import TAGS, TokenText, end_tokens
 from stages.store.errors import UserError
 
@@ -120,10 +121,10 @@ def _chat(text: TokenText) -> tuple[str, str | None]:
         return "none", None
     question, answer = {"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1"}
     try:
-        tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        whole = str(tokenizer.apply_chat_template([question, answer], tokenize=False))
-    except Exception as error:  # noqa: BLE001 - a template is a program of its author's: it may raise anything
-        return f"fails on a question and its answer ({(str(error).strip() or type(error).__name__).splitlines()[0]})", None
+        rendered(tokenizer, [question], generation=True)
+        whole = rendered(tokenizer, [question, answer])
+    except TemplateFault as error:
+        return f"fails on a question and its answer ({error})", None
     if "Q1" not in whole or "A1" not in whole:
         return "fails: it leaves out the question or the answer", None
     behind = whole.rpartition("A1")[2].strip()

@@ -1,7 +1,8 @@
 """The default engine: samples with the model itself, on a CPU or a GPU.
 
 Llama, Qwen2 and Qwen3 are decoded by `lean.py`, on a CPU in float32 by its compiled form (`compiled.py`); every other causal
-model of transformers by its own forward pass (`plain.py`), which is slower and says so.
+model of transformers by its own forward pass (`plain.py`), which is slower and says so. stages/engine/ARCHITECTURES.md lists
+the classes.
 """
 
 import warnings
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.engine.adapter_folder import read_adapter
 from stages.kernels.build import NoCompiler
 from stages.rollout import compiled, plain
+from stages.rollout.decoding_mode import choose_mode
 from stages.rollout.flight import Answer, Flight
 from stages.rollout.lean import LeanDecoder, unsupported
+from stages.rollout.position_limit import position_limit
 from stages.rollout.protocol import Completion, Done, Request, Sampling
 from stages.rollout.sampling import Choose, choose, uniforms
 from stages.rollout.settings import Decoder, RolloutSettings
 from stages.rollout.token_text import TokenText, end_tokens
+from stages.rollout.transformers_batch import Mode
 from stages.store.errors import UserError
 
 TAIL = 24
@@ -41,6 +46,9 @@ class TorchRollout:
         self.decoder = decoder
         self.end_tokens = end_tokens(model, tokenizer)
         self.text = TokenText(tokenizer, self.end_tokens)
+        self.fallback = "rollout.decoder is `transformers`" if decoder == "transformers" else ""
+        """Why the model's own forward samples where a faster decoder could; empty where the fastest does."""
+        self._mode: Mode | None = None
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt."""
@@ -53,6 +61,12 @@ class TorchRollout:
         for request in requests:
             if not request.prompt_ids:
                 raise UserError(f"the prompt of `{request.key}` is empty", where="template", mend="write a template")
+        longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
+        limit = position_limit(self.model)
+        if requests and limit is not None and longest - 1 > limit:  # the last token is not read
+            name, prompt = type(self.model).__name__, longest - sampling.max_tokens
+            what = f"`{name}` reads {limit} tokens at most, not a prompt of {prompt} with {sampling.max_tokens} more"
+            raise UserError(what, where="sampling.max_tokens", mend="make it smaller, or take a model with more positions")
         answers = [
             [
                 Answer(
@@ -80,17 +94,19 @@ class TorchRollout:
 
         was_training = self.model.training
         self.model.eval()  # dropout off while sampling
-        with torch.inference_mode():
-            if reason := unsupported(self.model):
-                warnings.warn(f"sampling takes the slow path: {reason}", stacklevel=2)
-                pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
-                plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens)
-            else:
-                longest = max((len(r.prompt_ids) for r in requests), default=0) + sampling.max_tokens
-                decoder = self._decoder(longest)
-                pick = decoder.chooser(sampling.temperature, sampling.top_p)
-                Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
-        self.model.train(was_training)
+        try:
+            with torch.inference_mode():
+                if reason := self.fallback or unsupported(self.model):
+                    mode = self._mode = self._mode or choose_mode(self.model, limit)
+                    warnings.warn(f"sampling takes the slow path: {reason}; it runs {mode}", stacklevel=2)
+                    pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
+                    plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens, mode=mode)
+                else:
+                    decoder = self._decoder(longest)
+                    pick = decoder.chooser(sampling.temperature, sampling.top_p)
+                    Flight(decoder, queue, pick, self._ender(sampling), over, budget=self.tokens).run()
+        finally:
+            self.model.train(was_training)
         return found
 
     def _decoder(self, longest: int) -> LeanDecoder:
@@ -163,9 +179,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
-    """The causal language model of a folder (safetensors, nothing executed from it).
+    """The causal language model of a folder (safetensors, nothing executed from it), with its adapters in place if it has any.
 
-    Raises UserError when the folder has another kind of model.
+    Raises UserError when the folder has another kind of model, or an adapter that cannot be read.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -173,6 +189,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
     if missing := sorted(info["missing_keys"]):  # they would silently be random
         what = f"its weights lack `{missing[0]}`: not a language model"
         raise UserError(what, where=str(folder), mend="name a stage or folder that has one")
+    read_adapter(model, folder)
     return model.to(device)
 
 

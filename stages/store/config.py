@@ -8,6 +8,7 @@ so are the files that it is imported from (stages/store/user_files.py).
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,14 @@ class Added:
 
 def _checkpoint(text: str) -> str:
     stage, _, step = text.partition("@")
-    if not (stage and step.isdecimal() and int(step) > 0):
+    if not (stage and re.fullmatch("0*[1-9][0-9]{0,17}", step)):
         raise ValueError("should be STAGE@STEP, such as `reasoning@60`")
     return text
 
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    if not (host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
         raise ValueError("should be HOST:PORT, such as `node1:29400`")
     return text
 

@@ -89,7 +89,8 @@ def remove(folder: Path) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document, indented, keys in their order, so that it appears whole."""
-    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    # A lone surrogate cannot be encoded. It stands in a string of the JSON text, where its escape means the same.
+    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
@@ -141,7 +142,8 @@ def digest_bytes(content: bytes) -> str:
 
 def digest_json(document: Any) -> str:
     """sha256 of a document's canonical JSON (sorted keys, no spaces), in hex."""
-    return digest_bytes(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return digest_bytes(canonical.encode("utf-8", "surrogatepass"))
 
 
 def digest_file(path: Path) -> str:

@@ -113,7 +113,7 @@ class Runs:
     def stage(self, kind: str, fingerprint: str, *, fresh: bool = False) -> StageFolder:
         """The newest generation of a computation's folder, or with `fresh` the next, empty one."""
         base = f"{kind}-{fingerprint[:12]}"
-        pattern = re.compile(re.escape(base) + r"(?:-g(\d+))?")
+        pattern = re.compile(re.escape(base) + r"(?:-g([0-9]+))?")
         matches = (pattern.fullmatch(p.name) for p in (self.path / "stages").glob(f"{base}*"))
         newest = max((int(m.group(1) or 1) for m in matches if m), default=0)
         generation = newest + 1 if fresh else max(newest, 1)

@@ -22,7 +22,8 @@ SHORTEST = 6
 """Characters below which a value is no secret: it would turn up everywhere."""
 _WORDS = {"TOKEN", "KEY", "APIKEY", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "BEARER", "COOKIE", "HEADERS"}
 _PARTS = ("PASSWORD", "SECRET", "AUTH_STRING")
-_ADDRESS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)([^/\s:@'\"`]*):([^\s@/'\"`]+)@")
+# The scheme is bounded: without a bound a long text with many dots takes time in the square of its length.
+_ADDRESS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,31}://)([^/\s:@'\"`]*):([^\s@/'\"`]+)@")
 _BEARER = re.compile(r"\b(Bearer|Basic)(\s+|\\u0020)[A-Za-z0-9+/=_.~-]{12,}")
 _SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,}"

@@ -5,7 +5,8 @@ a running stage may know is in its `StageContext`; it never looks at other stage
 """
 
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -46,6 +47,12 @@ class Result:
     """Sentences to be shown wherever the stage's results are: rows left out, an early stop, what the model really is."""
     tokens: int = 0
     """Tokens sampled or trained on."""
+
+
+def warn(sentences: Sequence[str], *, main: bool = True) -> None:
+    """Print warnings of a stage's start on standard error, once (`main`: rank 0); its result has them as remarks too."""
+    for sentence in sentences if main else ():
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A study's results as text: the table, the costs, the verdicts in words."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def by_variant(arms: Sequence[Arm], metric: str) -> dict[str, Spread]:
 def pass_metrics(arms: Sequence[Arm]) -> list[str]:
     """The pass@k that were measured, by k."""
     names = {name for arm in arms for name in arm.metrics if name.startswith("pass_at_")}
-    return sorted((name for name in names if name.removeprefix("pass_at_").isdecimal()), key=lambda n: int(n[8:]))
+    return sorted((name for name in names if re.fullmatch("pass_at_[0-9]+", name)), key=lambda n: int(n[8:]))
 
 
 def results_table(arms: Sequence[Arm], starts: dict[str, dict[str, float]]) -> str:

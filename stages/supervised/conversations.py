@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.problems.templates import THINK_CLOSE, THINK_OPEN
+from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rollout.token_text import TokenText
 from stages.store.errors import UserError
 
@@ -82,14 +83,10 @@ class Chat:
         return Rendered(prompt, completion, thinking_left_out)
 
     def _rendered(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, generation: bool = False) -> str:
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation}
-        if tools:
-            options["tools"] = list(tools)
         try:
-            return str(self._loaded().tokenizer.apply_chat_template(list(messages), **options))
-        except Exception as error:  # a template is a program of its author's: it may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Refused(f"the chat template refuses it ({reason})") from error
+            return rendered(self._loaded().tokenizer, messages, tools, generation=generation)
+        except TemplateFault as error:
+            raise Refused(f"the chat template refuses it ({error})") from error
 
     def _check_contents(self, messages: Sequence[Message], whole: str, prompt: str) -> bool:
         """Raise Refused unless every content is in the text; returns whether thinking of earlier turns is not."""

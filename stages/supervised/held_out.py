@@ -6,7 +6,7 @@ import torch
 
 from stages.engine import ranks
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, micro_batches
+from stages.engine.packed import Text
 
 
 class HeldOut:
@@ -20,7 +20,7 @@ class HeldOut:
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """`eval/loss` in nats per predicted token; with several datasets also `eval/loss/NAME`. Every rank calls it."""
-        batches = micro_batches(self.texts, self.micro_tokens, ranks.number(), ranks.size())
+        batches = engine.micro_batches(self.texts, self.micro_tokens)
         sums = torch.zeros(len(self.names), dtype=torch.float64)
         counts = torch.zeros(len(self.names), dtype=torch.float64)
         with torch.no_grad():

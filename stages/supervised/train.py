@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stages.engine import ranks
 from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Packed, Text, micro_batches
+from stages.engine.packed import Packed, Text
 from stages.engine.profile import traced
 from stages.store.clock import clock
 from stages.store.errors import Interrupted
@@ -36,11 +37,12 @@ def train(
     settings: Supervised,
     held_out: HeldOut | None = None,
     every: int = 1,
+    merge: bool = False,
 ) -> dict[str, float]:
     """Train on `documents` in their `order` and write the model; returns the headline metrics.
 
     `held_out`: documents whose loss is measured before the first step, each `every` steps and after the last.
-    Raises Interrupted after a checkpoint when a stop was asked for.
+    merge: write the model with its adapters merged. Raises Interrupted after a checkpoint when a stop was asked for.
     """
     folder, steps = context.folder, order.steps
     checkpoints = Checkpointer(folder.checkpoints, settings.checkpoints, context.rank)
@@ -90,7 +92,7 @@ def train(
             checkpoints.finish()
             raise Interrupted
     checkpoints.finish()
-    save_output(engine, tokenizer, folder.output("model"), main=context.main)
+    save_output(engine, tokenizer, folder.output("model"), main=context.main, merge=merge)
     return {"loss": loss, "steps": float(steps), **before, **measured}
 
 
@@ -100,7 +102,7 @@ def accumulate(engine: Engine, chosen: list[Text], micro_tokens: int) -> tuple[f
     Both are over all ranks; every rank calls it with the same documents.
     """
     total = sum(len(d.completion) for d in chosen)
-    batches = micro_batches(chosen, micro_tokens, ranks.number(), ranks.size())
+    batches = engine.micro_batches(chosen, micro_tokens)
     losses: list[float] = []
 
     def closure(packed: Packed, weight: float) -> Tensor:
@@ -115,11 +117,12 @@ def accumulate(engine: Engine, chosen: list[Text], micro_tokens: int) -> tuple[f
     return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
 
 
-def save_output(engine: Engine, tokenizer: Any, output: Path, *, main: bool) -> None:
-    """Write the model as the stage's output. Every rank calls it."""
+def save_output(engine: Engine, tokenizer: Any, output: Path, *, main: bool, merge: bool = False) -> None:
+    """Write the model as the stage's output, with `merge` without adapters in float32. Every rank calls it."""
+    dtype = torch.float32 if merge else None
     if not main:
-        engine.save_model(output, tokenizer, main=False)
+        engine.save_model(output, tokenizer, main=False, merge=dtype)
         return
     shutil.rmtree(output, ignore_errors=True)
     with whole_folder(output) as temporary:
-        engine.save_model(temporary, tokenizer, main=True)
+        engine.save_model(temporary, tokenizer, main=True, merge=dtype)

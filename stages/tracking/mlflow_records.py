@@ -76,7 +76,7 @@ def sampled_answers(folder: StageFolder) -> dict[str, list[Any]]:
     chosen = sorted({0, len(files) // 2, len(files) - 1}) if files else []
     table: dict[str, list[Any]] = {"step": [], **{column: [] for column in ANSWER_COLUMNS}}
     for file in (files[index] for index in chosen):
-        number = re.search(r"(\d+)", file.stem)
+        number = re.search("([0-9]+)", file.stem)
         shown: list[str] = []
         for row in pq.read_table(file, columns=["problem_id", *ANSWER_COLUMNS]).to_pylist():
             if row["problem_id"] not in shown and len(shown) == GROUPS_SHOWN:

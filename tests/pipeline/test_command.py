@@ -2,12 +2,15 @@
 
 import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.pipeline.conftest import environment, r1, refused
 
@@ -37,13 +40,16 @@ def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> Non
     assert compared["runs"] == names
 
 
-def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    done = r1("run", recipe, "--set", f"stages.other.path={tmp_path / 'empty'}", "--retries", "2", "--json")
+def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path: Path, model_folder: Path) -> None:
+    """By what no look beforehand can tell: its weights are none of the model's."""
+    folder = tmp_path / "lacking"
+    shutil.copytree(model_folder, folder)
+    save_file({"other": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    done = r1("run", recipe, "--set", f"stages.other.path={folder}", "--retries", "2", "--json")
     assert done.returncode == 2
     document = json.loads(done.stdout)
     assert document["status"] == "mistake"
-    assert "config.json" in document["error"]["message"]
+    assert "weights are missing" in document["error"]["message"]
     base, other = document["stages"]
     assert base["status"] in ("reused", "done")  # reused when the test above ran
     assert other["status"] == "failed"

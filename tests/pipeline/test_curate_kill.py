@@ -26,7 +26,7 @@ from tests.unit.test_curate_rewrite import rewriter, rewriting
 def test_killed_amid_rewriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     with EndpointServer(rewriter) as server:
-        monkeypatch.setattr(sampled, "opened", lambda context: nullcontext(Scripted()))
+        monkeypatch.setattr(sampled, "opened", lambda context, prompts: nullcontext(Scripted()))
         given = context(whole, per_problem=2, **rewriting(server))
         KIND.run(given)
         asked = len(server.bodies)

@@ -153,6 +153,54 @@ def test_a_tokenizer_that_begins_texts_itself_begins_them_once(runs: Path) -> No
     assert greedy(runs / "out", "abc", 1)[0][:2] == [1, 2]
 
 
+def adapt(folder: Path) -> None:
+    """Put an adapter beside the weights of a model folder."""
+    import torch
+
+    from stages.engine.adapter_folder import write_adapter
+    from stages.engine.adapters import adapted, adapters
+    from stages.engine.settings import Lora
+    from stages.rollout.torch_engine import load_model
+
+    model = adapted(load_model(folder), Lora(rank=2), 0)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for layer in adapters(model).values():
+            layer.lora_B.normal_()
+    write_adapter(model, folder)
+
+
+def test_an_adapted_model_is_exported_as_both_or_merged(runs: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from stages.rollout.torch_engine import load_model
+
+    with pytest.raises(UserError, match="--merge: the model of stage `cold` has no adapter"):
+        call("export", "latest", "cold", tmp_path / "none", "--runs", runs, "--merge")
+    adapt(runs / "stages" / COLD / "model")
+    stage = StageFolder(runs / "stages" / COLD)
+    finish(stage, StageRecord.model_validate(read_json(stage.config)))
+    both, merged = tmp_path / "both", tmp_path / "merged"
+    _, document = call("export", "latest", "cold", both, "--runs", runs, "--json")
+    assert document["adapter"]
+    assert f"--enable-lora --max-lora-rank 8 --lora-modules trained={both}/adapter" in document["serve"]
+    card = (both / "README.md").read_text()
+    assert "**load both**" in card
+    assert 'model = PeftModel.from_pretrained(model, f"{folder}/adapter")' in card
+    _, document = call("export", "latest", "cold", merged, "--runs", runs, "--json", "--merge")
+    assert not document["adapter"]
+    same_as_sampled(runs, "latest", "cold", merged, "abc")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.inference_mode():
+        expected = load_model(runs / "stages" / COLD / "model")(ids).logits
+        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(both), both / "adapter")
+        torch.testing.assert_close(theirs(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(merged)(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (AutoModelForCausalLM.from_pretrained(both)(ids).logits - expected).abs().max() > 0.01
+
+
 @pytest.mark.slow
 def test_a_tiny_pipeline_is_read_sampled_handed_over_and_cleaned(tmp_path: Path) -> None:
     runs, config = tmp_path / "runs", ROOT / "tests" / "pipeline" / "tiny.yaml"

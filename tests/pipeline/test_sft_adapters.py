@@ -1,4 +1,4 @@
-"""RL with low-rank adapters: sampler and renewed reference have the adapted weights, the model handed over is merged."""
+"""RL with low-rank adapters: sampler and renewed reference have them in place; they are handed over beside the weights."""
 
 import json
 from pathlib import Path
@@ -39,6 +39,8 @@ def test_the_sampler_and_the_reference_follow_the_adapters(tmp_path: Path, input
     assert lines[2]["train/kl"] == pytest.approx(0, abs=1e-7)  # the reference has become the policy
     before, after = (load_file(path / "model.safetensors") for path in (inputs["model"], folder / "model"))
     assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.split(".")[-2] for name in changed} == {"q_proj", "down_proj"}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    adapter = load_file(folder / "model" / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in adapter} == {"q_proj", "down_proj"}
+    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
     assert json.loads((folder / "manifest.json").read_text())["status"] == "done"

@@ -39,6 +39,18 @@ UPDATES = {
         }
         for zero, model in ((2, "own"), (3, "own"), (2, "shared"), (3, "shared"))
     },
+    # One text per row, after a check of the engine in which all ranks take part.
+    **{f"zero{zero}-rows": {"deepspeed": f"zero{zero}", "kl": KL, "path": "rows", **packed(20)} for zero in range(4)},
+    "zero3-rows-ppo-own": {
+        "deepspeed": "zero3",
+        "algorithm": "ppo",
+        "critic": {"model": "own", "lr": 1e-3},
+        "kl": KL,
+        "minibatches": 2,
+        "epochs": 2,
+        "path": "rows",
+        **packed(20),
+    },
 }
 HALF = {f"bfloat16-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "dtype": "bfloat16", **packed(20)} for zero in range(4)}
 COPIES = 128
@@ -47,6 +59,7 @@ REPEATED = {
     f"repeated-zero{zero}": {"deepspeed": f"zero{zero}", "dtype": "bfloat16", "copies": [1, COPIES]} for zero in range(4)
 }
 LONGER = ["zero2-one", "zero0-minibatches", "zero3-minibatches", "zero2-idle", "zero3-ppo-own", "zero2-ppo-shared"]
+LONGER += ["zero1-rows", "zero2-rows", "zero3-rows-ppo-own"]
 # What the cases are compared with: one process, without ZeRO, one answer at a time.
 PLAIN = {
     name: {**UPDATES[case], "deepspeed": "zero0", **packed(1)}
@@ -197,6 +210,7 @@ def test_further_cases_make_the_same_updates(results, longer, case):
 def same_updates(found, results, case):
     start = torch.cat([p.detach().flatten() for p in tiny_llama().float().parameters()])
     _, _, kind = case.partition("-")
+    kind = kind.removeprefix("rows").removeprefix("-")
     reference = results[1]["plain" if kind in ("", "one") else kind]
     moved = torch.linalg.norm(reference["weights"][: len(start)] - start)
     assert moved > 0.01

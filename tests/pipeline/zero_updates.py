@@ -17,6 +17,7 @@ from stages.engine.checkpoints import Checkpointer
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.packed import Text, alone
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
+from stages.engine.self_check import check_engine, check_texts
 from stages.grpo.prepare import prepare
 from stages.grpo.reference import Reference
 from stages.grpo.settings import GRPO
@@ -43,6 +44,7 @@ def main() -> None:
     for name, case in json.loads((folder / "cases.json").read_text()).items():
         groups, count, cuts = read_groups(folder / case.pop("recorded")), case.pop("groups", None), case.pop("cuts", None)
         copies, resume = case.pop("copies", None), case.pop("resume", None)
+        path = case.pop("path", None)
         device, dtype = case.pop("device", "cpu"), getattr(torch, case.pop("dtype", "float32"))
         settings = GRPO(lr=1e-3, **case)
         ppo, shared = settings.algorithm == "ppo", settings.critic.model == "shared"
@@ -51,6 +53,12 @@ def main() -> None:
         critic = None
         if ppo and not shared:
             critic = Recorded(ValueScorer(tiny_llama().to(dtype)), settings, settings.deepspeed, device)
+        if path:
+            check = check_engine(policy, check_texts(policy.model, [[3, 4, 5], [6, 7]]))
+            assert check.path == "packed"
+            assert check.differences["packed"] <= check.tolerance
+            for made_engine in (policy, *([critic] if critic else [])):
+                made_engine.path = path
         reference = Reference(tiny_llama(seed=1).to(dtype), policy.device) if settings.kl else None
         found: dict[str, list] = {"gradients": [], "stats": [], "passes": []}
 

@@ -10,11 +10,11 @@ import time
 
 LIMIT_S = 1.0
 UNTOLD = [
-    r"(x+y+z)^{%d}",
-    r"(\sqrt{2}+1)^{%d00}",
+    r"\sum_{k=1}^{%d00} \frac{1}{k+\sqrt{2}}",
     r"\exp(\exp(\exp(\exp(%d))))",
-    r"(x+y+z+w)^{%d}",
     r"\prod_{k=1}^{%d00} (k+\sqrt{2})",
+    r"\cos(\exp(\exp(\exp(%d))))",
+    r"\sum_{k=1}^{%d00} \sqrt{k}",
 ]
 
 Pair = tuple[str, str]

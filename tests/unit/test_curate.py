@@ -47,7 +47,7 @@ class Scripted:
 @pytest.fixture
 def rollout(monkeypatch):
     scripted = Scripted()
-    monkeypatch.setattr(sampled, "opened", lambda context: nullcontext(scripted))
+    monkeypatch.setattr(sampled, "opened", lambda context, prompts: nullcontext(scripted))
     return scripted
 
 
@@ -156,7 +156,7 @@ def dataset(folder):
 
 def run_on(folder, monkeypatch, texts, **fields):
     rollout = Written(texts)
-    monkeypatch.setattr(sampled, "opened", lambda context: nullcontext(rollout))
+    monkeypatch.setattr(sampled, "opened", lambda context, prompts: nullcontext(rollout))
     result = KIND.run(context(folder, **fields))
     return result, rollout
 
@@ -235,7 +235,7 @@ def test_every_sampled_answer_is_accounted_for_once(tmp_path_factory, given_, du
     fields = {"filters": filters, "per_problem": per_problem, "duplicates": duplicates, "choose": choose}
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("run")
-        patch.setattr(sampled, "opened", lambda context: nullcontext(Written(texts)))
+        patch.setattr(sampled, "opened", lambda context, prompts: nullcontext(Written(texts)))
         try:
             result = KIND.run(context(folder, count=len(texts), samples=size, chunk=chunk, **fields))
         except UserError as error:
@@ -284,7 +284,7 @@ def test_worked_examples_come_before_the_question_and_stay_out_of_the_dataset(tm
     given_ = context(tmp_path / "run", template={"name": "r1_zero"}, few_shot=few, samples=1)
     given_.input_digests["few_shot.path"] = "d2"
     rollout = Written(texts)
-    monkeypatch.setattr(sampled, "opened", lambda context: nullcontext(rollout))
+    monkeypatch.setattr(sampled, "opened", lambda context, prompts: nullcontext(rollout))
     result = KIND.run(given_)
     assert len(rollout.prompts) == 7
     for prompt, question in zip(rollout.prompts, problems, strict=True):

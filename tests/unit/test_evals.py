@@ -16,6 +16,7 @@ from stages.evaluate_model import EvaluateModelConfig
 from stages.problems.episode import Problem
 from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Completion, Sampling
+from stages.rollout.sampled_check import SampledCheck
 from stages.store.config import stage_inputs
 from stages.store.errors import Interrupted, UserError
 from stages.store.files import read_json
@@ -24,6 +25,7 @@ from stages.store.stage import StageContext, StopRequest
 from stages.summary import KIND as SUMMARY
 from stages.summary import SummaryConfig
 from stages.tracking import journal
+from tests.unit.small_models import small_model
 
 PROBLEMS = {name: Problem(id=name, question=f"{name}=? ", answer=a, source="t") for name, a in
             (("p0", "5"), ("p1", "3"), ("p2", "1"))}  # fmt: skip
@@ -191,6 +193,14 @@ def test_likelihoods_equal_those_of_single_rows():
         assert greedy == all(logp[i - 1].argmax().item() == row[i] for i in targets)
 
 
+def test_likelihoods_of_a_model_without_a_limit_of_positions():
+    model = small_model("mamba")
+    del model.config.max_position_embeddings
+    ((total, _),) = continuation_scores(model, [([5, 6, 7], [8, 9])])
+    logp = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    assert total == pytest.approx(float(logp[2, 8] + logp[3, 9]), abs=1e-5)
+
+
 def test_engines_without_a_model_say_so(tmp_path):
     with pytest.raises(UserError, match="gives no likelihoods"):
         language_model(Table(), tmp_path).loglikelihood_rolling([None])
@@ -198,6 +208,7 @@ def test_engines_without_a_model_say_so(tmp_path):
 
 def stage(tmp_path, monkeypatch, name, answers, stop=None, chunk=2):
     monkeypatch.setattr("stages.rollout.torch_engine.load_rollout", lambda folder, device, tokens: Table(answers))
+    monkeypatch.setattr("stages.rollout.sampled_check.check_rollout", lambda *_: SampledCheck(0.0, 1e-4))
     (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{a}"}}\n' for i, a in enumerate("531")))
     source = {"source": "file", "path": str(tmp_path / "p.jsonl")}
     settings = {**CONFIG.model_dump(), "kind": "evaluate_model", "model": "base", "held_out": source, "chunk": chunk}
@@ -228,7 +239,8 @@ def test_stages_from_models_to_summary(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         stage(tmp_path, monkeypatch, "a", answers, StopAtSecondLook())
     result, first = stage(tmp_path, monkeypatch, "a", answers)
-    assert result.metrics == pytest.approx(EXPECTED, abs=1e-12)
+    checked = {"check/sampled_logprob_difference": 0.0, "check/sampled_tolerance": 1e-4}
+    assert result.metrics == pytest.approx(EXPECTED | checked, abs=1e-12)
     assert result.tokens == 34 + 35 + 34 + 18 + 34 + 8
     lines = journal.read(first.journal)
     assert [(line.step, line.of) for line in lines] == [(1, 2), (2, 2)]

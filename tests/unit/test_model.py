@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from stages import model as model_stage
+from stages.engine.adapter_folder import write_adapter
+from stages.engine.adapters import adapted, adapters
+from stages.engine.settings import Lora
 from stages.model import KIND, ModelConfig
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
 from stages.rewards.preference import preferences
@@ -185,3 +188,19 @@ def test_the_gguf_of_a_package_becomes_a_model_that_speaks(tmp_path):
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0])
     assert tokenizer.chat_template and model.dtype is torch.float32 and not hasattr(model.config, "quantization_config")
+
+
+def test_an_exported_model_with_an_adapter_keeps_it(tiny, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(tiny, folder)
+    model = adapted(load_model(folder), Lora(rank=2), 0)
+    with torch.no_grad():
+        for layer in adapters(model).values():
+            layer.lora_B.normal_()
+    write_adapter(model, folder)
+    make(tmp_path, path=str(folder))
+    ids = torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(load_model(tmp_path / "model")(ids).logits, model(ids).logits)
+    (folder / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="the adapter cannot be loaded"):
+        make(tmp_path / "again", path=str(folder))

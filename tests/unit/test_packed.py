@@ -10,6 +10,7 @@ from stages.engine import attention, token_logp
 from stages.engine.attention import Family
 from stages.engine.packed import Text, alone, micro_batches, pack
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
+from stages.engine.self_check import check_texts, training_path
 from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
@@ -184,11 +185,11 @@ def test_token_log_probabilities_equal_the_plain_ones(entries, monkeypatch):
     assert not entropy.requires_grad
 
 
-def test_attention_that_does_not_part_texts_is_refused():
+def test_model_with_other_attention_than_sdpa_is_not_packed():
     model = tiny_llama()
     model.config._attn_implementation = "eager"
-    with pytest.raises(UserError, match="sdpa"):
-        TokenScorer(model)
+    assert training_path(model, check_texts(model, [[3, 4, 5], [6, 7]])) == "rows"
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_model_that_drops_the_layout_is_refused(monkeypatch):

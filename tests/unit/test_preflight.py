@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from flows.findings import Finding
-from flows.plan_models import known_shapes
 from flows.preflight.capacity import Capacity, examine_capacity, fit_line
 from flows.preflight.checks import demand, examine
 from flows.preflight.gpus import LocalGpu
@@ -314,8 +313,7 @@ def test_hub_models_when_offline(write: Callable[..., Path], monkeypatch: pytest
 def capacity(file: Path, memory: float, gpus: tuple[LocalGpu, ...] = ()) -> list[Finding]:
     recipe = load_recipe(file)
     scope = Scope(recipe, recipe.stages, {}, str(file))
-    shapes, _ = known_shapes(recipe, {}, {})
-    return list(examine_capacity(scope, shapes, Path("/nowhere"), Capacity(memory, gpus)))
+    return list(examine_capacity(scope, Path("/nowhere"), Capacity(memory, gpus)))
 
 
 def test_only_weights_that_cannot_fit_are_refused(write: Callable[..., Path]) -> None:

@@ -20,6 +20,8 @@ ENGINE_ROOM = {
     "functions",
     "preference",
     "verifiers",
+    "answer_forms",
+    "formula_names",
 }
 SANDBOX = {"sandbox", "sandbox_boot", "sandbox_calls", "sandbox_watch"}
 """No rewards of their own, or with nothing to show in a line: their tests are elsewhere."""

@@ -1,4 +1,4 @@
-"""The stage `sft`: its settings, what it says of documents it leaves out, adapters."""
+"""The stage `sft`: its settings, what it says of documents it leaves out, what it hands over."""
 
 import random
 from pathlib import Path
@@ -8,20 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from stages.engine.adapters import adapted, plain_weights
-from stages.engine.settings import Lora
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
 from stages.recipe import load_recipe
-from stages.rollout.lean import unsupported
+from stages.rollout.torch_engine import load_model
 from stages.sft import KIND, SFTConfig
 from stages.store.config import semantic, stage_inputs
 from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.tracking.journal import read
-from tests.conftest import ROOT, tiny_llama
+from tests.conftest import ROOT
 
 
 def settings(**fields: object) -> SFTConfig:
@@ -109,82 +108,40 @@ def test_documents_that_the_window_does_not_hold_are_left_out_and_counted(model,
         run(tmp_path / "none", model, tmp_path / "data", longest=8)
 
 
-def test_what_is_handed_over_has_the_adapters_merged_in_and_loads_as_any_model(model, tmp_path):
+def test_adapters_are_handed_over_beside_the_weights_or_merged_in_float32(model, tmp_path):
     data = dataset(tmp_path / "data", [(f"{n}+{n + 1}=?", f"{n}{n}{n}") for n in range(6)])
-    fields = {
-        "lr": 1e-2,
-        "epochs": 6,
-        "validation": {"count": 2},
-        "lora": {"rank": 2, "alpha": 4, "targets": ["v_proj", "down_proj"]},
-    }
-    result = run(tmp_path / "stage", model, data, **fields)
+    lora = {"rank": 2, "alpha": 4, "targets": ["v_proj", "down_proj"]}
+    fields = {"lr": 1e-2, "epochs": 6, "validation": {"count": 2}}
+    result = run(tmp_path / "stage", model, data, **fields, lora=lora)
     assert result.metrics["eval/loss"] < result.metrics["eval/loss_before"]
-    before, after = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (model, tmp_path / "stage/model"))
-    assert before.keys() == after.keys()
+    before, beside = (load_file(p / "model.safetensors") for p in (model, tmp_path / "stage/model"))
+    assert before.keys() == beside.keys()
+    assert all(torch.equal(before[name], beside[name]) for name in before)
+    run(tmp_path / "merging", model, data, **fields, lora={**lora, "merge": True})
+    assert not (tmp_path / "merging/model/adapter").exists()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merging/model", dtype="auto")
+    after = plain.state_dict()
+    assert before.keys() <= after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"model.layers.0.{name}.weight" for name in ("self_attn.v_proj", "mlp.down_proj")}
     for name in changed:  # a change of rank 2
         values = torch.linalg.svdvals(after[name] - before[name])
         assert values[1] > 1e-4 and values[2] < 1e-5
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    torch.testing.assert_close(load_model(tmp_path / "stage/model")(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_adapters_change_nothing_at_first_and_their_products_are_what_the_plain_weights_lack(tied):
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    plain, ids = tiny_llama(tied=tied), torch.tensor([[3, 4, 5, 6, 7]])
-    model = adapted(tiny_llama(tied=tied), Lora(rank=3, alpha=12), seed=0)
-    torch.testing.assert_close(model(ids).logits, plain(ids).logits)
-    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert {name.split(".lora_")[1][:1] for name, p in model.named_parameters() if p.requires_grad} == {"A", "B"}
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-    weights = dict(plain_weights(model))
-    assert weights.keys() == plain.state_dict().keys()
-    plain.load_state_dict(weights)
-    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)
-    layer = model.model.layers[1].mlp.up_proj
-    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * (12 / 3)
-    torch.testing.assert_close(weights["model.layers.1.mlp.up_proj.weight"], layer.base_layer.weight + product)
-    assert not unsupported(plain)
-
-
-def test_adapters_begin_as_the_seed_says():
-    first = [dict(adapted(tiny_llama(), Lora(rank=2), seed=seed).named_parameters()) for seed in (0, 0, 1)]
-    name = "model.layers.0.mlp.up_proj.lora_A.default.weight"
-    assert torch.equal(first[0][name], first[1][name])
-    assert not torch.equal(first[0][name], first[2][name])
-    model = tiny_llama()
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    adapted(model, Lora(rank=2), seed=0)
-    assert torch.equal(torch.rand(1), expected)  # nobody else's random numbers are used
-
-
-def test_adapters_have_the_format_of_their_weights():
-    model = adapted(tiny_llama().bfloat16(), Lora(), seed=0)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-
-
-@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
-def test_adapters_of_experts_that_are_one_array_are_refused():
-    """Their products could not be added to the weights again, so nothing would sample with them."""
-    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
-    config = AutoConfig.for_model("qwen3_moe", **size, num_key_value_heads=2, num_experts=4, moe_intermediate_size=16)
-    with pytest.raises(UserError, match=r"lora\.targets: experts that are one array cannot have adapters; name linear layers"):
-        adapted(AutoModelForCausalLM.from_config(config), Lora(), 0)
-    named = adapted(AutoModelForCausalLM.from_config(config), Lora(targets=("q_proj",)), 0)
-    assert {name for name, _ in plain_weights(named)} == set(AutoModelForCausalLM.from_config(config).state_dict())
-
-
-def test_an_adapter_for_no_layer_is_refused():
-    with pytest.raises(UserError, match=r"lora\.targets: the model has no layer `qproj`; its linear layers are .*q_proj"):
-        adapted(tiny_llama(), Lora(targets=("v_proj", "qproj")), seed=0)
+def test_a_stage_on_an_adapted_model_goes_on_with_the_same_adapter(model, tmp_path):
+    data = dataset(tmp_path / "data", [(f"{n}+{n + 1}=?", f"{n}{n}{n}") for n in range(6)])
+    fields = {"lr": 1e-2, "epochs": 2, "validation": {"count": 2}}
+    lora = {"rank": 2, "alpha": 4, "targets": ["v_proj", "down_proj"]}
+    first = run(tmp_path / "first", model, data, **fields, lora=lora)
+    second = run(tmp_path / "second", tmp_path / "first/model", data, **fields, lora=lora)
+    assert second.metrics["eval/loss_before"] == pytest.approx(first.metrics["eval/loss"], rel=1e-5)
+    assert second.metrics["eval/loss"] < first.metrics["eval/loss"]
+    for other in (None, {**lora, "rank": 3}, {**lora, "targets": ["v_proj"]}, {**lora, "alpha": 5}):
+        with pytest.raises(UserError, match=r"lora: .*rank: 2, alpha: 4, targets: \[down_proj, v_proj\].*merge: true"):
+            run(tmp_path / "other", tmp_path / "first/model", data, **fields, lora=other)
 
 
 def shipped(name):

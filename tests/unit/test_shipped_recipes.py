@@ -89,9 +89,13 @@ def test_shipped_recipe_is_planned_and_looked_at(
     assert findings[0].check == "recipe"
 
 
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return recipe_schema()
+
+
 @pytest.mark.parametrize("path", RECIPES)
-def test_shipped_recipe_fits_the_schema(path: str, tmp_path: Path) -> None:
-    schema = recipe_schema()
+def test_shipped_recipe_fits_the_schema(path: str, tmp_path: Path, schema: dict[str, Any]) -> None:
     recipe = load_recipe(ROOT / path, overrides(path, tmp_path))
     assert recipe.document.keys() <= schema["properties"].keys()
     jsonschema = pytest.importorskip("jsonschema")

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import psutil
@@ -166,13 +167,14 @@ class Policy:
     """What `follow_policy` needs of the trainer's engine."""
 
     device = torch.device("cpu")
+    model = SimpleNamespace(dtype=torch.float32)
     saved: ClassVar[list[Path]] = []
 
     @contextlib.contextmanager
     def whole_weights(self):
         yield torch.nn.Linear(10, 10)
 
-    def save_model(self, place, tokenizer, main):
+    def save_model(self, place, tokenizer, main, *, merge):
         assert main
         place.mkdir()  # nothing of an earlier one is in its place
         (place / "model.safetensors").write_text("weights")
