@@ -5,6 +5,7 @@ take months, is said and not decided.
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,12 @@ def _disk(scope: Scope, shapes: Shapes) -> Finding:
         total += shape.parameters * item + best + kept
     runs = scope.recipe.runs
     there = next((parent for parent in (runs, *runs.parents) if parent.is_dir()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        what = f"{runs}: the runs folder cannot be written ({error.strerror or error})"
+        return Finding("disk", "fail", what, "set `runs` to a folder of yours")
     free = shutil.disk_usage(there).free
     found = f"models and checkpoints take up to {total / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
     if unknown:

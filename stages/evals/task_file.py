@@ -6,25 +6,13 @@ from typing import Any
 
 import yaml
 
+from stages.problems.task_files import TaskFunction, task_settings
 from stages.store.errors import UserError
 from stages.store.suggest import nearest
 
 KINDS = ("task", "group", "class")
 """Keys of which a task's file has one."""
 DEEPEST = 20
-
-
-class _Function(str):
-    """The value of a `!function` tag."""
-
-    __slots__ = ()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as lm-eval writes it."""
-
-
-_Loader.add_constructor("!function", lambda _, node: _Function(node.value))
 
 
 def check_task_file(path: Path) -> None:
@@ -37,7 +25,7 @@ def check_task_file(path: Path) -> None:
 
 def _with_included(path: Path, depth: int) -> dict[str, Any]:
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader with one more tag
+        settings = task_settings(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="name a YAML file in UTF-8") from error
     except yaml.YAMLError as error:
@@ -62,8 +50,8 @@ def _check_functions(value: Any, path: Path) -> None:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             _check_functions(item, path)
-    elif isinstance(value, _Function):
-        module, _, name = value.rpartition(".")
+    elif isinstance(value, TaskFunction):
+        module, _, name = value.name.rpartition(".")
         file = path.parent / f"{module.replace('.', '/')}.py"
         if not file.is_file():
             return

@@ -14,7 +14,7 @@ from stages.store.user_code import file_name, imported_files, module_files
 
 
 @dataclass(frozen=True)
-class _Function:
+class TaskFunction:
     """The value of a `!function` tag: `module.function`."""
 
     name: str
@@ -24,8 +24,20 @@ class _Loader(yaml.SafeLoader):
     """YAML as lm-eval writes it; other tags of its own have no meaning here."""
 
 
-_Loader.add_constructor("!function", lambda _, node: _Function(str(node.value)))
+_Loader.add_constructor("!function", lambda _, node: TaskFunction(str(node.value)))
 _Loader.add_multi_constructor("!", lambda *_: None)
+
+
+def task_settings(source: str) -> Any:
+    """The values of a task's YAML file, `!function` among them.
+
+    Raises what PyYAML's safe loader does: YAMLError, and errors of its constructors for odd values.
+    """
+    loader = _Loader(source)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def task_parts(path: Path, folders: Sequence[str]) -> dict[str, Path]:
@@ -39,7 +51,7 @@ def task_parts(path: Path, folders: Sequence[str]) -> dict[str, Path]:
     while waiting:
         file = waiting.pop()
         for key, value in _values(_read(file)):
-            if isinstance(value, _Function):
+            if isinstance(value, TaskFunction):
                 parts |= _function_files(value.name, file, folders)
             elif key == "include":
                 if not (included := file.parent / value).is_file():
@@ -59,7 +71,7 @@ TaskFile = Annotated[str, Expanded, ExternalFile(parts=task_parts, settings=True
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader with one more tag
+        return task_settings(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
@@ -85,5 +97,5 @@ def _values(document: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(document, list | tuple):
         for value in document:
             yield from _values(value, key)
-    elif isinstance(document, str | _Function):
+    elif isinstance(document, str | TaskFunction):
         yield key, document

@@ -89,6 +89,8 @@ _PREFACE = re.compile(
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+"""A word that is no LaTeX command."""
 CURRENCY = "¤"
 """Stands for a dollar sign that means money."""
 
@@ -159,12 +161,14 @@ def _unwrapped(text: str) -> str:
 
 
 def _boxes_apart(text: str) -> str:
-    """Several boxes in one answer are several answers: their contents, with commas between them."""
-    contents, position = [], 0
+    """Contents of the boxes: several are several answers, with commas between them; of a sentence with one, the box alone."""
+    contents, position, before = [], 0, ""
     while (match := _BOX.search(text, position)) is not None:
         end = closing(text, match.end() - 1)
         if end < 0:
             return text
+        before = before or text[: match.start()]
         contents.append(text[match.end() : end])
         position = end + 1
-    return ", ".join(contents) if len(contents) > 1 else text
+    sentence = len(_PROSE.findall(before)) > 1
+    return ", ".join(contents) if len(contents) > 1 or (contents and sentence) else text

@@ -46,7 +46,9 @@ def rendered(tokenizer: Any, messages: Sequence[Any], tools: Sequence[Any] | Non
 
 def _reason(fault: str) -> str:
     ended = f"it takes more than {LIMITS.cpu_s:g} s or {LIMITS.memory_bytes >> 30} GiB of memory"
-    return ended if fault in ("ended", "MemoryError") else fault
+    return (
+        ended if fault in ("ended", "MemoryError") else fault.removeprefix("TemplateError: ")
+    )  # what the template itself raises
 
 
 def warm() -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from stages.store.errors import UserError
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - names to be reached without a proxy, not to listen on
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _KINDS = ("HTTP", "HTTPS", "ALL")
 _SOCKS_PACKAGES = ("socksio", "socks")
 """What httpx (Prefect, the hub, endpoints) and requests (MLflow) need for a SOCKS proxy."""

@@ -290,7 +290,7 @@ def test_runs_path_that_no_database_address_can_hold_is_refused(place: Place, ru
 
 
 def test_runs_folder_on_a_file_system_that_cannot_be_written_is_refused(place: Place) -> None:
-    assert "r1: /proc/none/runs: the runs folder cannot be written" in place.refused(
+    assert "/proc/none/runs: the runs folder cannot be written" in place.refused(
         "run", place.recipe, "--set", "runs=/proc/none/runs"
     )
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,6 +179,17 @@ class Untranslated:
 
     def __init__(self, tokenizer):
         self.eos_token_id = tokenizer.eos_token_id
+        self.bos_token_id = self.pad_token_id = None
+        self.all_special_ids, self.added_tokens_decoder = (), {}
+
+    def __call__(self, texts, add_special_tokens=True):
+        return SimpleNamespace(input_ids=[[] for _ in texts])
+
+    def convert_ids_to_tokens(self, ids):
+        return ["" for _ in ids] if isinstance(ids, list) else ""
+
+    def decode(self, ids, **_):
+        return ""
 
     def batch_decode(self, rows, **_):
         return ["" for _ in rows]

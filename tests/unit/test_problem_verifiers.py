@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from stages import curate, evaluate_model, rl
 from stages.curation.settings import CurateConfig
+from stages.engine.packed import micro_batches
 from stages.evals.headline import problem_metrics
 from stages.evaluate_model import EvaluateModelConfig
 from stages.grpo.metrics import held_out_metrics, reward_metrics, rewards_of, rollout_metrics
@@ -207,6 +208,9 @@ class Whole:
     def equalise(self, micro, filler):
         return micro
 
+    def micro_batches(self, texts, tokens):
+        return micro_batches(texts, tokens, self.rank, self.world_size)
+
 
 def test_unjudged_answers_train_on_their_other_parts(liked):
     groups = scored(
@@ -273,7 +277,7 @@ def test_training_watches_the_canaries_of_its_problems_verifiers(tmp_path, monke
     folder = StageFolder(tmp_path / "stage")
     context = SimpleNamespace(config=config, inputs={}, rank=0, world_size=1, main=True, folder=folder)
     problems, kept_back = (load_problem_set(source, "p").problems for source in (train, held_out))
-    trainer = Trainer(context, None, None, problems, kept_back)
+    trainer = Trainer(context, SimpleNamespace(device="cpu"), None, problems, kept_back)
     assert trainer.verifiers == ["exact", "numeric"]
     monkeypatch.setattr("stages.rewards.accuracy.numeric", lambda asked, rewards: ["wrong"] * len(asked))
     assert trainer._watch().see(config.health.canary_every, {})["health/canaries_missed"] == 2

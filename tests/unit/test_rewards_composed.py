@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from stages.engine.packed import micro_batches
 from stages.grpo import prepare as preparing
 from stages.grpo.metrics import reward_metrics, rewards_of, rollout_metrics
 from stages.grpo.prepare import _answer_advantages, prepare
@@ -310,6 +311,9 @@ def test_answers_without_verdict_are_in_no_minibatch():
 
         def equalise(self, micro, filler):
             return micro
+
+        def micro_batches(self, texts, tokens):
+            return micro_batches(texts, tokens, self.rank, self.world_size)
 
     settings = GRPO(kl=0.0)
     prepared = prepare(groups, settings, Whole(), seed=0, step=0, temperature=1.0, max_tokens=8)

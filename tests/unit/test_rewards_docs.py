@@ -13,6 +13,7 @@ ENGINE_ROOM = {
     "pool",
     "worker",
     "canary",
+    "chat_rendering",
     "coverage",
     "user_fault",
     "math_pool",

@@ -187,6 +187,7 @@ NOT_SAMPLED: dict[str, str] = {
     "stages.evals.likelihood:continuation_scores": "token ids",
     "stages.grpo.collect:Scene.together": NUMBERS_ONLY,
     "stages.grpo.collect:has_signal": NUMBERS_ONLY,
+    "stages.rewards.coverage:check_coverage": "verdicts and faults of a step's answers; tests/unit/test_rl_without_signal.py",
     "stages.grpo.metrics:reward_metrics": NUMBERS_ONLY,
     "stages.grpo.metrics:rollout_metrics": IN_A_PROCESS,
     "stages.grpo.metrics:held_out_metrics": NUMBERS_ONLY,

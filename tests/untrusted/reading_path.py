@@ -88,7 +88,7 @@ def generated(generator: random.Random, tokenizer: Any, letters: dict[int, int],
     return groups
 
 
-def send(groups: list[Group], generator: random.Random, folder: Path, tally: Tally) -> None:
+def send(groups: list[Group], generator: random.Random, folder: Path, tally: Tally, pool_share: float = POOL_SHARE) -> None:
     """Send one batch through everything that reads it, and check what can be checked at once."""
     from flows.printable import printable_json
     from flows.rollouts import _lines, _panels
@@ -125,7 +125,7 @@ def send(groups: list[Group], generator: random.Random, folder: Path, tally: Tal
             characters = sum(len(episode.text) for episode in part)
             tally.slowest_group = max(tally.slowest_group, (time.perf_counter() - begun, characters))
     rewards = Rewards(language=1.0)
-    some = [episode for episode in episodes if generator.random() < POOL_SHARE]
+    some = [episode for episode in episodes if generator.random() < pool_share]
     asked = [
         Asked(Problem("m", "", e.problem.answer, ""), final_answer(e.text) or final_answer(e.text, "boxed") or e.text)
         for e in some
@@ -179,7 +179,7 @@ def _page() -> Any:
     return jinja2.Environment(autoescape=True).from_string("{% for text in texts %}<p>{{ text }}</p>{% endfor %}")
 
 
-def run(count: int, seed: int, *, batch: int = BATCH, report: bool = False) -> Tally:
+def run(count: int, seed: int, *, batch: int = BATCH, report: bool = False, pool_share: float = POOL_SHARE) -> Tally:
     """Send at least `count` texts, in batches whose seeds begin at `seed`."""
     tokenizer, tally = byte_tokenizer(), Tally()
     letters = {byte: tokenizer.convert_tokens_to_ids(letter) for byte, letter in byte_letters().items()}
@@ -188,7 +188,7 @@ def run(count: int, seed: int, *, batch: int = BATCH, report: bool = False) -> T
         begun = time.process_time()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                send(generated(generator, tokenizer, letters, batch), generator, Path(folder), tally)
+                send(generated(generator, tokenizer, letters, batch), generator, Path(folder), tally, pool_share)
         except BaseException:
             print(f"the batch of seed {seed} failed", file=sys.stderr, flush=True)
             raise
