@@ -462,20 +462,22 @@ def test_deleted_experiment_is_a_mistake_with_the_command_that_restores_it(uri):
     assert f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {deleted}" in caught.value.mend
 
 
-def test_deleted_parent_run_is_made_anew_for_a_resumed_run(uri, folder, quick):
-    first = tracking(uri, identity="deleted parent")
+@pytest.mark.parametrize("child_too", [False, True])
+def test_deleted_parent_run_is_made_anew_for_a_resumed_run(uri, folder, quick, child_too):
+    first = tracking(uri, identity=f"deleted parent {child_too}")
     stage = first.stage("zero", folder, None)
     steps(folder, 1, 3, keep_through=0)
     stage.finish("KILLED", None)
     first.finish("KILLED", {})
-    for run in (first.parent_run_id, stage.run_id):
+    for run in (first.parent_run_id, *([stage.run_id] if child_too else [])):
         MlflowClient(uri).delete_run(run)
-    again = tracking(uri, first.parent_run_id, identity="deleted parent")
+    again = tracking(uri, first.parent_run_id, identity=f"deleted parent {child_too}")
     resumed = again.stage("zero", folder, stage.run_id)
     steps(folder, 4, 8, keep_through=3)
     resumed.finish("FINISHED", None)
     assert again.parent_run_id != first.parent_run_id
-    assert resumed.run_id != stage.run_id
+    assert (resumed.run_id != stage.run_id) == child_too
+    assert MlflowClient(uri).get_run(resumed.run_id).data.tags["mlflow.parentRunId"] == again.parent_run_id
     assert [step for step, _ in history(uri, resumed.run_id, "train/loss")] == list(range(1, 9))
 
 
