@@ -17,6 +17,8 @@ from stages.tracking.mlflow_registry import log_verdict
 from stages.tracking.mlflow_sender import Sender
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag under which MLflow's page shows a run below another."""
 LEARNING_TAG = "r1.learning"
 """Tag of a training stage's run: `learned`, or why not (stages/rewards/learning.py)."""
 LONGEST_NOTE = 5000
@@ -75,12 +77,14 @@ class StageTracking:
         client = self._connection.client()
         record = self._record()
         config = record.get("config", {})
-        run = self._connection.continued(self._wanted, {"mlflow.parentRunId": parent, "stage": self._name})
+        run = self._connection.continued(self._wanted, {PARENT_TAG: parent, "stage": self._name})
         if run is None:
-            tags = {"mlflow.parentRunId": parent, "folder": str(self._folder.path), **self._tags, "stage": self._name}
+            tags = {PARENT_TAG: parent, "folder": str(self._folder.path), **self._tags, "stage": self._name}
             tags |= {key: record[key] for key in ("kind", "fingerprint") if key in record}
             tags["config_digest"] = digest_json(config)
             run = client.create_run(self._connection.experiment_id, self._started, tags, self._name)
+        elif run.data.tags.get(PARENT_TAG) != parent:  # somebody has deleted the earlier parent run, which would hide this one
+            client.set_tag(run.info.run_id, PARENT_TAG, parent)
         self._sent = self._connection.last_step(run.info.run_id, _readable(Follower(self._folder.journal)))
         if not run.data.params:  # a param cannot be changed: they are logged once
             client.log_dict(run.info.run_id, record, "config.json")

@@ -176,6 +176,7 @@ def test_parquet_texts_in_every_arrow_type_are_read(tmp_path: Path) -> None:
         (b"PAR1rest", "a parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
     ],
+    ids=["gzip", "xz", "bzip2", "zip", "parquet", "git lfs"],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_file_in_another_format_than_its_name_says_is_refused_by_what_it_is(
