@@ -17,6 +17,9 @@ from stages.store.user_files import changed_files
 def reasons(runs: Runs, config: StageConfig, record: StageRecord, begun: str | None = None) -> list[str]:
     """A line for each role whose files differ from those of the newest finished stage that is otherwise the same.
 
+    Only a file at the same path has changed: another recipe's stage, or another stage of the same recipe, may differ in nothing
+    but the file that it reads.
+
     `begun`: a stage's folder that counts though it is not finished: the one that this run was in before. Empty when there is no
     such stage: then settings or inputs are others, or it is computed for the first time.
     """
@@ -53,6 +56,8 @@ def _same_but_for_files(before: StageRecord, config: StageConfig, now: StageReco
         return False
     outputs = {role: item.digest for role, item in now.inputs.items() if item.stage}
     if any(role not in before.inputs or before.inputs[role].digest != digest for role, digest in outputs.items()):
+        return False
+    if any(item.path != now.inputs[role].path for role, item in before.inputs.items() if role not in outputs):
         return False
     try:
         return bool(semantic(stage_kind(before.kind).config.model_validate(before.config)) == semantic(config))

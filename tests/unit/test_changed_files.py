@@ -57,6 +57,14 @@ def test_stage_with_other_settings_says_nothing_of_files(data: Path, config: Sta
     assert reasons(runs, other, stage_record(other, {})) == []
 
 
+def test_stage_that_reads_another_file_has_no_changed_file(data: Path, config: StageConfig) -> None:
+    runs = Runs(data.parent / "runs")
+    prepare(runs, config)
+    (data.parent / "more.jsonl").write_text("other\n")
+    other = config.model_copy(update={"path": "more.jsonl"})
+    assert reasons(runs, other, stage_record(other, {})) == []
+
+
 def test_stage_that_was_only_begun_counts_for_the_run_that_began_it(data: Path, config: StageConfig) -> None:
     runs = Runs(data.parent / "runs")
     before = prepare(runs, config, done=False)
