@@ -29,7 +29,11 @@ USED = {
     *("torch_autocast", "managed_gradient_accumulation", "vocabulary_size"),
 }
 """Top-level keys that DeepSpeed gets as they are."""
-SECTIONS = {"optimizer", "scheduler", "fp16", "bf16", "bfloat16", "amp", "torch_autocast"}
+SECTIONS = {
+    *("optimizer", "scheduler", "fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types", "checkpoint", "aio"),
+    *("activation_checkpointing", "compile", "timers", "comms_logger", "flops_profiler", "tensorboard", "wandb"),
+    *("csv_monitor", "comet", "nebula"),
+}
 """Top-level keys whose values are mappings."""
 UNSUPPORTED = {
     *("elasticity", "autotuning", "curriculum_learning", "data_efficiency", "progressive_layer_drop", "compression_training"),
@@ -59,6 +63,20 @@ ZERO = {
     ),
 }
 """Keys of `zero_optimization`."""
+ZERO_SECTIONS = {"offload_param", "offload_optimizer", "zenflow", "leaf_module"}
+"""Keys of `zero_optimization` whose values are mappings."""
+ZERO_NUMBERS = {
+    *("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "zero_hpz_partition_size"),
+    *(
+        f"{prefix}{name}"
+        for prefix in ("", "stage3_")
+        for name in (
+            *("prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"),
+            *("max_reuse_distance", "module_granularity_threshold"),
+        )
+    ),
+}
+"""Keys of `zero_optimization` whose values are numbers; those of all others are true or false."""
 _ADAM = {"adam", "adamw", "fusedadam", "deepspeedcpuadam"}
 _ADAM_EPSILON = 1e-8
 
@@ -102,14 +120,34 @@ def check_keys(settings: Mapping[str, Any], where: str) -> None:
             if key in SECTIONS and section is not None and not isinstance(section, dict):
                 place = ".".join(filter(None, [key, name]))
                 raise UserError(f"`{place}` is not a mapping", where=where, mend="see the DeepSpeed documentation")
-    for key in settings.get("zero_optimization", {}):
+    for key, value in settings.get("zero_optimization", {}).items():
         _check_known(key, ZERO, f"{where}: zero_optimization")
+        _check_zero(key, value, f"{where}: zero_optimization.{key}")
 
 
 def _check_known(key: str, known: set[str], where: str) -> None:
     if key not in known:
         close = nearest(key, known)
         raise UserError(f"DeepSpeed knows no key `{key}`", where=where, mend=close if "did you mean" in close else "remove it")
+
+
+def _check_zero(key: str, value: Any, where: str) -> None:
+    """Raise UserError for a value of `zero_optimization` of another type than DeepSpeed takes."""
+    if value in (None, AUTO):
+        return
+    if key in ZERO_SECTIONS:
+        if not isinstance(value, dict):
+            mend = (
+                f'for example {{"device": "{value}"}}'
+                if value in ("cpu", "nvme", "none")
+                else "see the DeepSpeed documentation"
+            )
+            raise UserError(f"`{value}` is not a mapping", where=where, mend=mend)
+    elif key in ZERO_NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"`{value}` is not a number", where=where, mend='write a number without quotes, or "auto"')
+    elif not isinstance(value, bool):
+        raise UserError(f"`{value}` is neither true nor false", where=where, mend="write true or false without quotes")
 
 
 def _enabled(section: Any) -> bool:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from stages.engine.deepspeed_file import check_keys
 from stages.store.config import EXECUTION, CheckpointRef, Config, Expanded, ExternalFile
 from stages.store.errors import UserError
+from stages.store.json_keys import unique_keys
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 
@@ -46,7 +47,7 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
     """
     path = deepspeed_file(name)
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"not readable as JSON ({error})", where=str(path)) from error
     zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None

@@ -11,12 +11,13 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.store.errors import UserError
+from stages.store.json_keys import RepeatedKey, unique_keys
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         _check_format(path)
         yield from reader(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"not {error.encoding.upper()} text ({error})", where=str(path), mend="save it as UTF-8") from error
+    except OSError as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="repair or replace the file") from error
 
 
@@ -63,6 +66,8 @@ _FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
 }
 """First bytes of a file -> what it is, whatever its name says."""
+SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
+"""What other programs put between the columns of a CSV file."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -72,19 +77,7 @@ _MARKS = {
 """Byte order mark -> encoding, the longer ones first."""
 
 
-class _RepeatedKey(ValueError):
-    """A JSON object that names a key twice: Python keeps the last value in silence."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(f"the key `{next(name for name in names if names.count(name) > 1)}` twice in one object")
-    return values
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _check_format(path: Path) -> None:
@@ -152,8 +145,8 @@ def _lines(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_object)
-        except _RepeatedKey as error:
+            value = json.loads(line, object_pairs_hook=unique_keys)
+        except RepeatedKey as error:
             yield Row(number, {}, str(error))
         except (ValueError, RecursionError):
             yield Row(number, {}, "not JSON")
@@ -196,6 +189,7 @@ def _csv(path: Path) -> Iterator[Row]:
         try:
             names = reader.fieldnames or ()
             _check_names(path, names)
+            _check_separator(path, names)
             for values in reader:
                 # More columns: a comma in a text that is not quoted has moved what comes after it.
                 wrong = "more" if None in values else "fewer" if None in values.values() else ""
@@ -227,6 +221,13 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         what = f"two columns are named `{twice[0]}`"
         raise UserError(what, where=str(path), mend="rename or remove one: the last would win")
+
+
+def _check_separator(path: Path, names: Sequence[str]) -> None:
+    """Raise UserError when the head line has one column, whose name has another separator in it."""
+    if len(names) == 1 and (separator := next((mark for mark in SEPARATORS if mark in names[0]), "")):
+        what = f"columns are separated by {SEPARATORS[separator]}, not by commas"
+        raise UserError(what, where=f"{path}: line 1", mend="save it with commas, or as .jsonl")
 
 
 def _double(batch: Any) -> Any:

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from stages.engine.deepspeed_file import OVERRIDDEN, UNSUPPORTED, USED, ZERO, StageTraining, batch_sizes, check_keys, merge
+from stages.engine.deepspeed_file import (
+    OVERRIDDEN,
+    UNSUPPORTED,
+    USED,
+    ZERO,
+    ZERO_NUMBERS,
+    ZERO_SECTIONS,
+    StageTraining,
+    batch_sizes,
+    check_keys,
+    merge,
+)
 from stages.engine.settings import PRESETS, Training, deepspeed_settings
 from stages.grpo.settings import GRPO
 from stages.recipe import load_recipe
@@ -141,6 +152,16 @@ def test_merge_lets_the_stages_adamw_be_offloaded() -> None:
         ({"optimizer": "AdamW"}, "`optimizer` is not a mapping"),
         ({"optimizer": {"type": "AdamW", "params": [1]}}, "`optimizer.params` is not a mapping"),
         ({"qqq": 1}, "no key `qqq`; remove it"),
+        ({"flops_profiler": True}, "`flops_profiler` is not a mapping"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            'zero_optimization.offload_optimizer: `cpu` is not a mapping; for example {"device": "cpu"}',
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "sub_group_size": "1e9"}},
+            "zero_optimization.sub_group_size: `1e9` is not a number",
+        ),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": "true"}}, "overlap_comm: `true` is neither true nor false"),
     ],
 )
 def test_unknown_keys_are_refused_when_the_recipe_is_loaded(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
@@ -150,6 +171,15 @@ def test_unknown_keys_are_refused_when_the_recipe_is_loaded(tmp_path: Path, sett
         load_recipe(ROOT / "configs/quickstart.yaml", [f"stages.zero.deepspeed={file}"])
     assert says in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_key_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('\ufeff{"zero_optimization": {"stage": 2}}', encoding="utf-8")
+    assert deepspeed_settings(str(file)) == {"zero_optimization": {"stage": 2}}
+    file.write_text('{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 2}}')
+    with pytest.raises(UserError, match="the key `zero_optimization` twice in one object"):
+        deepspeed_settings(str(file))
 
 
 def test_sections_that_are_turned_off_are_no_fault() -> None:
@@ -171,6 +201,11 @@ def test_known_keys_are_those_of_the_installed_deepspeed() -> None:
     names = {n.target.id for n in section.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     aliases = {k.value.value for n in ast.walk(section) if isinstance(n, ast.Call) for k in n.keywords if k.arg == "alias"}
     assert names | aliases == ZERO
+    fields = [n for n in section.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    kinds = {n.target.id: ast.unparse(n.annotation) for n in fields if isinstance(n.target, ast.Name)}
+    assert {name for name, kind in kinds.items() if "Config" in kind} == ZERO_SECTIONS
+    assert {name for name, kind in kinds.items() if "int" in kind or "Enum" in kind} == ZERO_NUMBERS & names
+    assert {name.removeprefix("stage3_") for name in ZERO_NUMBERS - names} <= ZERO_NUMBERS
     texts = "".join(path.read_text(errors="replace") for path in package.rglob("*.py"))
     for key in OVERRIDDEN | USED | UNSUPPORTED:
         assert f'"{key}"' in texts or f"'{key}'" in texts or f"{key}:" in texts, key
@@ -192,7 +227,7 @@ def test_engine_takes_a_file_with_auto_values(tmp_path: Path, capsys: pytest.Cap
     assert f"warning: {file}: `scheduler` has no effect" in capsys.readouterr().err
     for settings, says in (
         ({"fp16": {"enabled": True}}, "fp16 does not work on a CPU"),
-        ({"zero_optimization": {"stage": 2, "overlap_comm": "perhaps"}}, "overlap_comm"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}}, "offload_optimizer"),
     ):
         file.write_text(json.dumps(settings))
         with pytest.raises(UserError) as caught:

@@ -87,6 +87,19 @@ def test_csv_column_named_twice_is_refused(tmp_path: Path) -> None:
         values(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_csv_with_another_separator_is_refused_by_its_name(tmp_path: Path, separator: str, name: str) -> None:
+    (tmp_path / "a.csv").write_text(f"question{separator}answer\n1+1{separator}2\n")
+    with pytest.raises(UserError, match=f"a.csv: line 1: columns are separated by {name}, not by commas"):
+        values(tmp_path / "a.csv")
+
+
+def test_text_in_another_encoding_is_refused_with_the_one_to_use(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("question,answer\ncaf\u00e9,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"not UTF-8 text .* save it as UTF-8"):
+        values(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("kind", [pa.decimal128(10, 2), pa.decimal256(70, 2)])
 def test_decimal_column_is_a_number(tmp_path: Path, kind: pa.DataType) -> None:
     answers = pa.array([decimal.Decimal("72.00"), decimal.Decimal("0.25"), decimal.Decimal("-3.50")], kind)
