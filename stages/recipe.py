@@ -6,6 +6,7 @@ recipe's stages itself (stages/studies/expand.py).
 """
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -33,6 +34,12 @@ def _expanded_uri(uri: str) -> str:
     return f"{_SQLITE}{expanded_path(uri.removeprefix(_SQLITE))}" if uri.startswith(f"{_SQLITE}~") else expanded_path(uri)
 
 
+def _local_folder(path: str) -> str:
+    if not path.strip() or "://" in path:
+        raise ValueError("should be a folder on this machine, or on one that it has mounted")
+    return path
+
+
 class Tracking(Config):
     """Where metrics go."""
 
@@ -48,8 +55,8 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the pipeline: its runs, its MLflow experiment."""
-    runs: Annotated[str, Expanded] = "runs"
-    """The runs folder, relative to the working directory."""
+    runs: Annotated[str, Expanded, AfterValidator(_local_folder)] = "runs"
+    """The runs folder, relative to the working directory. `~` and `$NAME` are expanded here and in every path of a recipe."""
     tracking: Tracking = Tracking()
     """MLflow."""
     shared: dict[str, Any] = Field(default_factory=dict)
@@ -143,7 +150,7 @@ def resolve(document: dict[str, Any], origins: Origins | None = None) -> Resolve
     sources: dict[str, list[str]] = {}
     shared_used: set[str] = set()
     for name, section in recipe.stages.items():
-        kind = _kind_of(name, section, origins)
+        kind = _kind_of(name, section, origins, recipe.stages.keys() - {name})
         fields = kind.config.model_fields
         shared_used |= recipe.shared.keys() & fields.keys()
         merged = {key: value for key, value in recipe.shared.items() if key in fields}
@@ -190,13 +197,15 @@ def _is_file_or_folder(path: Path) -> bool:
         return False
 
 
-def _kind_of(name: str, section: Any, origins: Origins) -> Any:
+def _kind_of(name: str, section: Any, origins: Origins, others: Collection[str]) -> Any:
     where = place_of(("stages", name), origins)
     if section is None:
         mend = f"give it a kind: one of {', '.join(sorted(MODULES))}"
         raise UserError("null leaves out an inherited stage, and none is inherited", where=where, mend=mend)
     if not isinstance(section, dict) or "kind" not in section:
-        raise UserError("a stage needs a kind", where=where, mend=f"one of {', '.join(sorted(MODULES))}")
+        close = nearest(name, others)
+        mend = close if "did you mean" in close else f"one of {', '.join(sorted(MODULES))}"
+        raise UserError("a stage needs a kind", where=where, mend=mend)
     if not all(part.isidentifier() for part in name.split("-")) or len(name) > 64:
         raise UserError(f"`{name}` cannot name a stage", where=where, mend="use letters, digits, _ and -, at most 64")
     return stage_kind(str(section["kind"]), place_of(("stages", name, "kind"), origins))

@@ -2,8 +2,8 @@
 
 The function is given one answer as a dict: `question`, `reference`, `text` (thinking and all), `answer` (the final one, or
 None), `truncated`, `tokens` (how many), `metadata` (of the problem, or None). It returns a number of any kind (a NumPy scalar
-and a tensor of no dimension too), or None where there is nothing to be measured. The fingerprint knows its name, not its code:
-after a change run the stage with `--fresh`.
+and a tensor of no dimension too), or None where there is nothing to be measured. Its file, and what that imports beside it, are
+part of the stage's fingerprint.
 """
 
 import json
@@ -17,6 +17,8 @@ from stages.rewards.pool import Reply, shared_pool
 from stages.rewards.settings import Rewards
 from stages.rewards.tags import final_answer
 
+LARGEST = 1e12
+"""Largest number that a function may return: the variance of a group's rewards is computed from squares."""
 _told: set[str] = set()
 """Functions of which a fault was told already."""
 
@@ -66,6 +68,8 @@ def number_of(reply: Reply) -> tuple[float | None, str]:
         value = math.inf
     if not math.isfinite(value):
         return None, f"{_shown(reply.value)} is not a number"
+    if abs(value) > LARGEST:
+        return None, f"{value:g} is too large for a reward (more than {LARGEST:g})"
     return value, ""
 
 

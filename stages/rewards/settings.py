@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.problems.episode import PARTS, Verifier
 from stages.rewards.language import Detection, Language
@@ -22,6 +22,15 @@ class FunctionReward(Config):
     it imports from these folders, is part of the fingerprint; stages/rewards/functions.py says what the function is given."""
     weight: float = 1.0
     """Weight of its number; 0 only measures."""
+
+    @field_validator("function", mode="before")
+    @classmethod
+    def _no_file(cls, value: Any) -> Any:
+        module, colon, function = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if colon and module.endswith(".py"):
+            name = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+            raise ValueError(f"`{module}` is a file; write `{name}:{function}`, with the module's name")
+        return value
 
 
 class PreferenceModel(Config):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 OutputKind = Literal["model", "dataset", "report"]
 InputKind = OutputKind | Literal["checkpoint"]
@@ -80,15 +81,26 @@ CheckpointRef = Annotated[str, StageInput("checkpoint"), AfterValidator(_checkpo
 """`STAGE@STEP`."""
 
 
-def expanded_path(text: str) -> str:
-    """A path whose leading `~` or `~user` is replaced by that home.
+_VARIABLE = re.compile(r"\$(?:\{[A-Za-z_][A-Za-z0-9_]*\}|[A-Za-z_][A-Za-z0-9_]*)")
 
-    Raises ValueError when there is no such home: a folder that is called `~` is never meant.
+
+def expanded_path(text: str) -> str:
+    """Expand a leading `~` or `~user`, and `$NAME` and `${NAME}` of the environment, as a shell does.
+
+    A path that exists as it is written stays as it is.
+
+    Raises:
+        ValueError: There is no such home, or no such variable: a folder called `~` or `$HOME` is never meant.
+
     """
     path = os.path.expanduser(text)  # noqa: PTH111 - leaves the rest of the text as it is
-    if path.startswith("~") and not os.path.lexists(path):
+    if os.path.lexists(path):
+        return path
+    if path.startswith("~"):
         raise ValueError(f"`{path.partition('/')[0]}` is not a home folder known here; write the path in full")
-    return path
+    if missing := [name for name in _VARIABLE.findall(path) if name.strip("${}") not in os.environ]:
+        raise ValueError(f"the variable `{missing[0]}` is not set; write the path in full")
+    return os.path.expandvars(path)
 
 
 Expanded = AfterValidator(expanded_path)
@@ -98,10 +110,31 @@ UserFunction = Annotated[str, ImportedFunction()]
 """`module:function`."""
 
 
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """An annotation's types, such as those of a union."""
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
+
+
 class Config(BaseModel):
     """Base of every configuration model: unknown keys are refused, values cannot be changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, values: Any) -> Any:
+        """Pydantic would read `steps: true` as 1."""
+        booleans = (
+            {name: value for name, value in values.items() if isinstance(value, bool)} if isinstance(values, dict) else {}
+        )
+        for name, value in booleans.items():
+            types = set(_types_in(cls.model_fields[name].annotation)) if name in cls.model_fields else set()
+            if types & {int, float} and not types & {bool, Any}:
+                error = PydanticCustomError("boolean_for_number", "true and false are not numbers")
+                raise ValidationError.from_exception_data(cls.__name__, [{"type": error, "loc": (name,), "input": value}])
+        return values
 
 
 class Compute(Config):

@@ -190,3 +190,46 @@ def test_home_that_does_not_exist_is_refused(above: Path) -> None:
     above.write_text("extends: below.yaml\nname: above\nruns: ~nobody-here/x\n")
     with pytest.raises(UserError, match="runs: `~nobody-here` is not a home folder known here"):
         load_recipe(above)
+
+
+@pytest.mark.parametrize("written", ["$PLACE/x", "${PLACE}/x", "~/$NAME"])
+def test_variables_are_expanded_in_paths(above: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    for name, value in (("PLACE", str(above.parent)), ("HOME", str(above.parent)), ("NAME", "x")):
+        monkeypatch.setenv(name, value)
+    assert load_recipe(above.with_name("below.yaml"), [f"runs={written}"]).runs == above.parent / "x"
+
+
+def test_variable_that_is_not_set_is_refused_and_a_folder_of_that_name_is_not(
+    above: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
+    monkeypatch.chdir(above.parent)
+    with pytest.raises(UserError, match=r"--set: runs: the variable `\$NO_SUCH_PLACE` is not set"):
+        load_recipe(above.with_name("below.yaml"), ["runs=$NO_SUCH_PLACE/x"])
+    (above.parent / "$NO_SUCH_PLACE").mkdir()
+    assert load_recipe(above.with_name("below.yaml"), ["runs=$NO_SUCH_PLACE"]).runs == above.parent / "$NO_SUCH_PLACE"
+
+
+@pytest.mark.parametrize("runs", ["s3://bucket/runs", "file:///tmp/runs", '""'])
+def test_runs_that_are_no_local_folder_are_refused(above: Path, runs: str) -> None:
+    with pytest.raises(UserError, match="--set: runs: should be a folder on this machine"):
+        load_recipe(above.with_name("below.yaml"), [f"runs={runs}"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", "true"), ("lr", "false"), ("rewards.accuracy", "true")])
+def test_boolean_for_a_number_is_refused(above: Path, key: str, value: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"--set: stages\.zero\.{key}: true and false are not numbers \(given: {value.title()}\)"
+    ):
+        load_recipe(above.with_name("below.yaml"), [f"stages.zero.{key}={value}"])
+
+
+def test_misspelt_stage_is_named_with_the_nearest(above: Path) -> None:
+    with pytest.raises(UserError, match=r"stages\.zreo: a stage needs a kind; did you mean `zero`\?"):
+        load_recipe(above.with_name("below.yaml"), ["stages.zreo.lr=1e-5"])
+
+
+def test_file_in_the_place_of_a_reward_module_says_what_to_write(above: Path) -> None:
+    functions = 'stages.zero.rewards.functions.own={function: "./my_rewards.py:own"}'
+    with pytest.raises(UserError, match=r"`\./my_rewards\.py` is a file; write `my_rewards:own`, with the module's name"):
+        load_recipe(above.with_name("below.yaml"), [functions])

@@ -81,6 +81,7 @@ def test_canary_survives_a_module_that_ends_its_process(module: Path) -> None:
         ("return float('nan')", "nan is not a number"),
         ("return [1.0]", "[1.0] is not a number"),
         ("return 10**400", "is not a number"),
+        ("return -1e300", "-1e+300 is too large for a reward (more than 1e+12)"),
         ("import numpy; return numpy.ones(2)", "`ndarray` of shape (2,) is not a number"),
         ("return {1, 2}", "`set` is not a number"),
         ("while True: pass", "ended"),
