@@ -14,6 +14,7 @@ from flows.preflight.scope import Scope, unfinished
 from flows.preflight.tasks import examine_tasks
 from flows.preflight.training import examine_training
 from flows.selection import Selection
+from stages.costs.shape import UnknownShape
 from stages.recipe import ResolvedRecipe
 from stages.store.errors import UserError
 
@@ -42,7 +43,11 @@ def _examined(scope: Scope) -> Iterator[Finding]:
     for name, error in scope.shapes[1].items():
         config = scope.recipe.stages[name]
         if name in scope.stages and (getattr(config, "gguf", None) or getattr(config, "path", None)):
-            yield mistake(f"{name}: model", error, scope.where(name, ""))
+            if isinstance(error, UnknownShape):
+                what = f"its size is not known here ({error.what}): room and time are not looked at"
+                yield Finding(f"{name}: model", "warn", what, "", scope.where(name, ""))
+            else:
+                yield mistake(f"{name}: model", error, scope.where(name, ""))
     yield from examine_models(scope)
     yield from examine_machine(scope)
     try:

@@ -3,7 +3,7 @@
 Llama, Qwen2, Qwen3 and what is built alike; mixtures of experts; multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,20 @@ from stages.store.errors import UserError
 
 BIASED = ("qwen2", "qwen2_moe")
 """Model types whose queries, keys and values have a bias without saying so in the config."""
+
+
+TIED_WITHOUT_GATE = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "bloom", "mpt", "xglm", "biogpt", "ctrl", "falcon")
+"""Model types whose feed-forward layers have no gate, and whose head is the embedding unless the config says otherwise."""
+WITHOUT_GATE = (*TIED_WITHOUT_GATE, "gpt_neox", "gptj", "codegen", "phi")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "dff")
+"""Names of one number in the configs of different model types, the usual one first."""
+
+
+class UnknownShape(UserError):
+    """A config of a model type whose size is not known here: the model may work all the same."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ class Shape:
     biased: bool = False
     normed_heads: bool = False
     """Whether queries and keys are normed (Qwen3)."""
+    gated: bool = True
+    """Whether a feed-forward layer has a gate beside its two matrices (GPT-2 has none)."""
     experts: Experts | None = None
     latent: Latent | None = None
 
@@ -80,7 +96,7 @@ class Shape:
 
     def feed_forward(self, experts: float) -> float:
         """Weights of all feed-forward layers together, of which so many routed experts of each layer count."""
-        dense = (self.layers - self.expert_layers) * 3 * self.hidden * self.inner
+        dense = (self.layers - self.expert_layers) * (3 if self.gated else 2) * self.hidden * self.inner
         if self.experts is None:
             return dense
         one = 3 * self.hidden * self.experts.width
@@ -155,17 +171,30 @@ class Shape:
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     """The shape that a transformers config describes; `where` names it in errors.
 
-    Raises UserError when a key is missing.
+    Raises:
+        UnknownShape: A key is missing, or its value is no number.
+
     """
     try:
-        return _shape(config)
-    except (KeyError, TypeError) as error:
+        text = config.get("text_config")  # a model that also reads images
+        return _shape(text if isinstance(text, Mapping) else config)
+    except (KeyError, TypeError, ArithmeticError) as error:
         what = f"the model's config lacks {error}" if isinstance(error, KeyError) else f"the model's config is odd ({error})"
-        raise UserError(what, where=where, mend="name the config.json of a decoder such as Llama, Qwen or DeepSeek") from error
+        mend = "name the config.json of a decoder such as Llama, Qwen or DeepSeek"
+        raise UnknownShape(what, where=where, mend=mend) from error
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    """The first of some keys that is there. Raises KeyError, with the usual name, when none is."""
+    for name in names:
+        if config.get(name) is not None:
+            return int(config[name])
+    raise KeyError(names[0])
 
 
 def _shape(config: Mapping[str, Any]) -> Shape:
-    hidden, heads, kind = config["hidden_size"], config["num_attention_heads"], config.get("model_type", "")
+    hidden, heads, kind = _first(config, HIDDEN), _first(config, HEADS), str(config.get("model_type", ""))
+    gated = kind not in WITHOUT_GATE
     count = config.get("n_routed_experts") or config.get("num_experts") or config.get("num_local_experts")
     experts = latent = None
     if count:
@@ -186,15 +215,16 @@ def _shape(config: Mapping[str, Any]) -> Shape:
         )
     return Shape(
         hidden=hidden,
-        layers=config["num_hidden_layers"],
+        layers=_first(config, LAYERS),
         heads=heads,
         key_heads=config.get("num_key_value_heads") or heads,
         head_size=config.get("head_dim") or hidden // heads,
-        inner=config["intermediate_size"],
+        inner=_first(config, INNER) if gated or any(config.get(name) for name in INNER) else 4 * hidden,
         vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", kind in TIED_WITHOUT_GATE)),
         biased=bool(config.get("attention_bias")) or kind in BIASED,
         normed_heads=kind.startswith("qwen3"),
+        gated=gated,
         experts=experts,
         latent=latent,
     )

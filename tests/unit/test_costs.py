@@ -52,6 +52,18 @@ def test_bytes_of_a_token_of_context() -> None:
     assert shape(SMOL).context_bytes(4) == 30 * 2 * 3 * 64 * 4
 
 
+def test_gpt2s_own_names_are_read_and_its_weights_counted_within_a_percent() -> None:
+    config = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None, "vocab_size": 50257}
+    count = shape_of(config, "gpt2").parameters
+    assert count == 50257 * 768 + 12 * 12 * 768**2 + 25 * 768  # head and embedding in one, 4 + 8 h² a layer, norms
+    assert count == pytest.approx(124_439_808, rel=0.01)  # as published; positions and biases are not counted
+
+
+def test_config_of_several_models_has_the_shape_of_its_language_model() -> None:
+    text = {**MODELS[V3], "vocab_size": 7}
+    assert shape_of({"model_type": "both", "text_config": text}, "both") == shape_of(text, "text")
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UserError, match="hidden_size"):
         shape_of({}, "config.json")

@@ -236,6 +236,32 @@ def test_answers_longer_than_the_models_positions(write: Callable[..., Path], tm
     assert faults(write(own={"kind": "model", "path": "m"}, zero=zero(policy="own", sampling={"max_tokens": 8}))) == []
 
 
+def test_gpt2_model_whose_answers_fit_its_positions_has_no_fault(write: Callable[..., Path], tmp_path: Path) -> None:
+    make_model(tmp_path / "m")
+    config = {
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_inner": None,
+        "n_positions": 48,
+        "vocab_size": 8,
+    }
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    assert faults(write(own={"kind": "model", "path": "m"}, zero=zero(policy="own", sampling={"max_tokens": 8}))) == []
+    (fault,) = faults(write(own={"kind": "model", "path": "m"}, zero=zero(policy="own", sampling={"max_tokens": 64})))
+    assert "`max_tokens` 64 are more than the model's 48 positions" in fault
+
+
+def test_model_of_a_type_whose_size_is_not_known_is_a_warning(write: Callable[..., Path], tmp_path: Path) -> None:
+    make_model(tmp_path / "m")
+    config = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 8}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    (fault,) = faults(write(own={"kind": "model", "path": "m"}, zero=zero(policy="own", sampling={"max_tokens": 8})))
+    assert fault.startswith("warn")
+    assert "stages.own: its size is not known here (the model's config lacks 'num_attention_heads')" in fault
+
+
 def test_model_folders_are_looked_at(write: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("rows", "template", "labels", "weights"):
         make_model(tmp_path / name)
