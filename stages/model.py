@@ -80,7 +80,11 @@ def run(context: StageContext[ModelConfig]) -> Result:
         notes["gguf"] = {"name": file.name, "sha256": digest_file(file)}
         model, tokenizer = _from_gguf(file, dtype)
     else:
-        model, tokenizer = _from_folder_or_hub(config, dtype)
+        model, tokenizer, unused = _from_folder_or_hub(config, dtype)
+        if unused:
+            what = f"{len(unused)} weights of the files are not used, such as `{unused[0]}`"
+            remarks.append(f"warning: {what}: look whether config.json is that of these weights")
+            print(remarks[-1], file=sys.stderr)
     if config.task == "preference":
         check_rows(tokenizer, model)
     else:
@@ -158,7 +162,7 @@ def _from_gguf(file: Path, dtype: Any) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
+def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any, list[str]]:
     from transformers import AutoTokenizer
 
     if config.path is not None:
@@ -187,7 +191,7 @@ def _from_folder_or_hub(config: ModelConfig, dtype: Any) -> tuple[Any, Any]:
     if config.task == "preference" and model.config.num_labels != 1:
         what = f"the model has {model.config.num_labels} labels, a preference model has one"
         raise UserError(what, where=where, mend="name a reward model")
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, sorted(info["unexpected_keys"])
 
 
 def check_folder(folder: Path) -> None:

@@ -84,6 +84,17 @@ def test_what_a_folder_lacks_is_named(tiny, tmp_path, lost, what):
     assert not (tmp_path / "stage" / "model").exists()
 
 
+def test_weights_that_the_config_does_not_use_are_a_warning(tiny, tmp_path, capsys):
+    shutil.copytree(tiny, tmp_path / "short")
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny, num_hidden_layers=2)).save_pretrained(tmp_path / "short")
+    file = tmp_path / "short" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+    (remark,) = [r for r in make(tmp_path / "stage", path=str(tmp_path / "short")).remarks if "not used" in r]
+    # The second layer: four matrices of attention, three of the feed-forward layer, two norms.
+    assert remark.startswith("warning: 9 weights of the files are not used, such as `model.layers.1.input_layernorm.weight`")
+    assert remark in capsys.readouterr().err
+
+
 def test_damaged_weights_and_unknown_architectures_are_the_users_to_mend(tiny, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny, broken)
