@@ -4,13 +4,13 @@ It stands for DeepSeek-V3-Base in the quickstart: it can reason step by step, se
 mostly answers at once and wrongly. It departs from the paper in everything but that role.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.engine.settings import DeepSpeedName
+from stages.engine.settings import DeepSpeedName, deepspeed_settings
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, ToyDocuments, save_toy_tokenizer, toy_documents
-from stages.store.config import StageConfig
+from stages.store.config import ADDED, StageConfig
 from stages.store.stage import Result, StageContext, StageKind, warn
 from stages.supervised.settings import Supervised
 
@@ -32,8 +32,10 @@ class ToyBaseConfig(StageConfig, Supervised):
     """What it reads."""
     steps: int = Field(default=900, ge=1)
     """Optimizer steps; every step reads new documents."""
+    optimizer: Annotated[Literal["adamw", "muon"], ADDED] = "adamw"
+    """`muon`: Muon for the matrices of hidden layers, AdamW for the rest: about a third of the steps. It needs ZeRO 0."""
     lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate (measured: this size learns fastest at it)."""
+    """Peak learning rate (measured: this size learns fastest at it with AdamW)."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Shape of the learning rate."""
     warmup_steps: int = Field(default=20, ge=0)
@@ -47,6 +49,12 @@ class ToyBaseConfig(StageConfig, Supervised):
     def _heads_divide(self) -> Self:
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden ({self.hidden}) must be divisible by twice the heads ({self.heads})")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_matrices(self) -> Self:
+        if self.optimizer == "muon" and deepspeed_settings(self.deepspeed).get("zero_optimization", {}).get("stage", 0):
+            raise ValueError("optimizer: muon needs whole matrices; use deepspeed: zero0, or optimizer: adamw")
         return self
 
 
@@ -93,7 +101,9 @@ def run(context: StageContext[ToyBaseConfig]) -> Result:
     for question, text in toy_documents(config.documents, count, config.seed):
         prompt = [table[symbol] for symbol in question]
         documents.append(Text(prompt, [*tokenizer(text).input_ids, end]))
-    engine = Engine(TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device))
+    engine = Engine(
+        TokenScorer(model), config, config.deepspeed, pick_device(config.compute.device), muon=config.optimizer == "muon"
+    )
     first = documents[:FEW]
     check = check_engine(engine, check_texts(model, [t.prompt for t in first], [t.completion for t in first]))
     warnings = [check.warning] if check.warning else []

@@ -24,6 +24,7 @@ from stages.engine.adapters import base_weights, is_adapted, plain_weights, same
 from stages.engine.deepspeed_file import merge as merge_settings
 from stages.engine.deepspeed_file import stage_training
 from stages.engine.lean_deepspeed import deepspeed
+from stages.engine.muon import Muon
 from stages.engine.packed import Packed, Text, TrainingPath, alone, micro_batches, row, rows
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_file, deepspeed_settings
@@ -39,8 +40,11 @@ BUCKET = 2**22
 class Engine:
     """A model under DeepSpeed."""
 
-    def __init__(self, scorer: Scorer, optimizer: Training, zero: str, device: str) -> None:
-        """Hand `scorer` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file)."""
+    def __init__(self, scorer: Scorer, optimizer: Training, zero: str, device: str, *, muon: bool = False) -> None:
+        """Hand `scorer` to DeepSpeed. `zero` names the settings (`zero0` to `zero3`, or a JSON file).
+
+        muon: Muon instead of AdamW for the matrices of hidden layers; ZeRO 0 only, as it needs whole matrices.
+        """
         ranks.join(device)
         self.settings = optimizer
         self.device = ranks.local_device(device)
@@ -51,16 +55,15 @@ class Engine:
         if optimizer.gradient_checkpointing:
             scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
-        adamw = torch.optim.AdamW(
-            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
-        )
+        settings = {"lr": optimizer.lr, "betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "fused": True}
+        update = Muon(scorer.model, **settings) if muon else torch.optim.AdamW(parameters, **settings)
         # Adapters are float32 beside weights of 16 bits: to DeepSpeed, which would cast them, it is float32 training.
         bf16 = all(p.dtype == torch.bfloat16 for p in parameters)
         file = self._settings(zero, scorer, torch.bfloat16 if bf16 else torch.float32)
         if bf16:
             file = _in_float32(file)
         self.zero_stage = int(file.get("zero_optimization", {}).get("stage", 0))
-        settings = file | {
+        file |= {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": optimizer.max_grad_norm,
@@ -69,7 +72,7 @@ class Engine:
             "steps_per_print": 10**9,
         }
         try:
-            self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=adamw, config=settings, dist_init_required=False)
+            self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=update, config=file, dist_init_required=False)
         except ValidationError as error:  # a value that its section cannot have
             first = error.errors()[0]
             what = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"

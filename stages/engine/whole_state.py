@@ -1,7 +1,7 @@
 """What an engine must remember, parameter by parameter and whole, however DeepSpeed has cut it.
 
 DeepSpeed's own checkpoints are cut like the run that wrote them: another ZeRO stage or number of ranks cannot read them without
-a conversion, which does not know ZeRO 0. Here every parameter is gathered (its float32 weight and AdamW's two moments), and
+a conversion, which does not know ZeRO 0. Here every parameter is gathered (its float32 weight and the optimizer's moments), and
 each rank keeps its share of the parameters. So a checkpoint reads the same under every layout, and ranks write side by side.
 DeepSpeed's functions for this are public, but say nothing before the first step; for that, and for ZeRO 0, this module looks
 inside the optimizer of the pinned version.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.engine.lean_deepspeed import deepspeed
+from stages.engine.muon import Muon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEPS = "optimizer_steps"
@@ -28,7 +29,7 @@ def read_state(engine: Any, rank: int, world_size: int) -> dict[str, Tensor]:
     steps = _steps(engine)
     share = {STEPS: torch.tensor(steps)} if rank == 0 else {}
     for index, (name, parameter) in enumerate(_trained(engine)):
-        for what in ("weight", *(MOMENTS if steps else ())):
+        for what in ("weight", *(_moments(engine, parameter) if steps else ())):
             whole = _read(engine, parameter, what)
             if index % world_size == rank:
                 share[f"{name}|{what}"] = whole.detach().to("cpu", copy=True).contiguous()
@@ -41,12 +42,18 @@ def write_state(engine: Any, stored: Callable[[str], Tensor]) -> None:
     if steps:
         _make_moments(engine, steps)
     for name, parameter in _trained(engine):
-        for what in ("weight", *(MOMENTS if steps else ())):
+        for what in ("weight", *(_moments(engine, parameter) if steps else ())):
             _write(engine, parameter, what, stored(f"{name}|{what}").to(_device(engine)))
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, Any]]:
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+
+
+def _moments(engine: Any, parameter: Tensor) -> tuple[str, ...]:
+    """Names of the optimizer's state of a parameter (or of a flat piece of parameters)."""
+    optimizer = _torch_optimizer(engine)
+    return optimizer.moments(parameter) if isinstance(optimizer, Muon) else MOMENTS
 
 
 def _device(engine: Any) -> torch.device:
@@ -83,7 +90,7 @@ def _make_moments(engine: Any, steps: int) -> None:
     for piece in _stepped(engine):
         state[piece] = {
             "step": torch.tensor(float(steps), dtype=torch.float32, device=piece.device),
-            **{moment: torch.zeros_like(piece, requires_grad=False) for moment in MOMENTS},
+            **{moment: torch.zeros_like(piece, requires_grad=False) for moment in _moments(engine, piece)},
         }
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
