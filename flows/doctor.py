@@ -9,7 +9,7 @@ import psutil
 from packaging.version import Version
 
 from flows.findings import Finding
-from flows.launchers.local import cores
+from stages.runtime.platform import usable_cores
 from stages.store.errors import UserError
 from stages.store.folders import Runs
 
@@ -28,7 +28,7 @@ def _python() -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    count, memory = cores(), psutil.virtual_memory()
+    count, memory = usable_cores(), psutil.virtual_memory()
     yield Finding("cores", "ok" if count >= 2 else "warn", str(count), "" if count >= 2 else "expect twice the time")
     free = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
     enough = memory.available >= 4 * _GIB

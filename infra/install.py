@@ -2,8 +2,8 @@
 
     python3 infra/install.py [--torch BUILD] VENV ARGUMENTS…    (the arguments of `pip install`)
 
-Both read pip's configuration (indexes, find-links, certificate, constraints). A line of progress appears every 10 seconds, every
-second on a terminal. Exit status: 0 installed, 1 the installer failed (its last lines are shown), 2 something is missing here.
+Both read pip's configuration (indexes, find-links, certificate, constraints). A line of progress appears every 10 seconds, on a
+terminal every second. Exit status: 0 installed, 1 the installer failed (its last lines are shown), 2 something is missing here.
 Standard library only: this runs before anything is installed.
 """
 
@@ -61,8 +61,8 @@ def main() -> int:
         command = [uv, "pip", "install", "--python", str(python), *options.arguments]
         command += [f"--torch-backend={backend}"] if backend else []
         variables = uv_variables(pip_settings(python))
-    what = " ".join(argument for argument in options.arguments if not argument.startswith("-") and argument != "constraints.txt")
-    run_with_progress(command, variables, f"{options.venv}: {'pip' if uv is None else 'uv'} install {what}")
+    packages = " ".join(word for word in options.arguments if not word.startswith("-") and not word.endswith(".txt"))
+    run_with_progress(command, variables, f"{options.venv}: {'pip' if uv is None else 'uv'} install {packages}".rstrip())
     return 0
 
 
@@ -95,17 +95,16 @@ def create_environment(folder: Path) -> Path:
 
 
 def find_uv(python: Path) -> "str | None":
-    """uv from PATH or from the environment, where pip installs it; None where that fails, or with R1_INSTALLER=pip."""
+    """Uv from PATH or from the environment, where pip installs it; None where that fails, or with R1_INSTALLER=pip."""
     if os.environ.get("R1_INSTALLER") == "pip":
         return None
     inside = python.parent / "uv"
     if (found := shutil.which("uv")) is not None:
         return found
-    if not inside.exists():
-        locked = [["--constraint", "constraints.txt"], []][not (ROOT / "constraints.txt").exists()]
-        if _quietly([str(python), "-m", "pip", "install", "--quiet", *locked, "uv"]) is None:
-            print("set-up: uv cannot be installed; pip does the same in some minutes more", file=sys.stderr, flush=True)
-            return None
+    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), "uv"]
+    if not inside.exists() and _quietly(install) is None:
+        print("set-up: uv cannot be installed; pip does the same in some minutes more", file=sys.stderr, flush=True)
+        return None
     return str(inside)
 
 
@@ -129,7 +128,7 @@ def answers(address: str) -> bool:
 
 
 def pip_settings(python: Path) -> "dict[str, str]":
-    """pip's configuration: its files, then its environment variables, which win."""
+    """Pip's configuration: its files, then its environment variables, which win."""
     text = _quietly([str(python), "-m", "pip", "config", "list"]) or ""
     found = {}
     for section in ("global", "install", ":env:"):
@@ -139,7 +138,7 @@ def pip_settings(python: Path) -> "dict[str, str]":
 
 
 def uv_variables(settings: "dict[str, str]") -> "dict[str, str]":
-    """uv's environment for the same packages that pip would choose. What the user sets for uv stays."""
+    """Uv's environment for the same packages that pip would choose. What the user sets for uv stays."""
     variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # of all indexes the best version, as pip does
     for name, value in settings.items():
         if name in PIP_TO_UV:
@@ -150,7 +149,7 @@ def uv_variables(settings: "dict[str, str]") -> "dict[str, str]":
 
 def run_with_progress(command: "list[str]", variables: "dict[str, str]", what: str) -> None:
     """Run an installer; show how long it has taken and what it does now. Exits with status 1 when it fails."""
-    started, lines = time.monotonic(), [""]
+    started, lines = time.monotonic(), ["…"]
     terminal = sys.stderr.isatty()
     process = subprocess.Popen(
         command,
@@ -167,7 +166,8 @@ def run_with_progress(command: "list[str]", variables: "dict[str, str]", what: s
 
     def show(doing: str, end: str = "\n") -> None:
         start = "\r\033[K" if terminal else ""
-        print(f"{start}{what}: {time.monotonic() - started:.0f} s {doing}"[: 100 + len(start)], end=end, file=sys.stderr, flush=True)
+        line = f"{what}: {time.monotonic() - started:.0f} s {doing}"[:100]
+        print(start + line, end=end, file=sys.stderr, flush=True)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
