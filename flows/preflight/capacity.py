@@ -25,6 +25,8 @@ from stages.runtime.platform import memory_limit
 from stages.store.config import StageConfig
 
 GIB = 1 << 30
+LEAST_DISK = GIB / 2
+"""Bytes for databases, logs, rollouts and the smallest models."""
 HOURS_A_MONTH, HOURS_A_YEAR = 730.0, 8766.0
 MOMENTS = 3
 """A checkpoint has three float32 numbers for each parameter: its weight and AdamW's two moments."""
@@ -149,6 +151,9 @@ def _disk(scope: Scope, shapes: Shapes) -> Finding:
         what = f"{runs}: the runs folder cannot be written ({error.strerror or error})"
         return Finding("disk", "fail", what, "set `runs` to a folder of yours")
     free = shutil.disk_usage(there).free
+    if scope.stages and free < LEAST_DISK:
+        what = f"{free / GIB:.2f} GiB are free for {runs}, a run needs {LEAST_DISK / GIB} and more"
+        return Finding("disk", "fail", what, "`r1 gc` makes room; or set `runs` to a folder on another disk")
     found = f"models and checkpoints take up to {total / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
     if unknown:
         found += f" (not counted, for their size is not known yet: {', '.join(unknown)})"

@@ -386,4 +386,21 @@ void draw_tokens(const float *logits, std::int64_t rows, std::int64_t vocabulary
         logp[row] = (from[token[row]] - top) * scale - static_cast<float>(std::log(total));
     }
 }
+// What was built in, as words: the instructions that are written out, and threads.
+const char *kernel_features() {
+    return ""
+#ifdef R1_AVX
+           "AVX "
+#ifdef __FMA__
+           "FMA "
+#endif
+#endif
+#ifdef R1_NEON
+           "NEON "
+#endif
+#ifdef _OPENMP
+           "OpenMP"
+#endif
+        ;
+}
 }

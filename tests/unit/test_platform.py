@@ -121,7 +121,9 @@ def test_missing_loopback_is_a_users_mistake(monkeypatch):
 
 
 def test_address_space_is_limited_on_linux_and_not_on_macos():
-    code = "import mmap, sys\nfrom stages.runtime.platform import limit_address_space\n{}\nheld = limit_address_space(1 << 30)\n"
+    code = (
+        "import mmap, sys\nfrom stages.runtime.platform import limit_address_space\n{}\nheld = limit_address_space(1 << 30)\n"
+    )
     code += "try:\n    size = len(mmap.mmap(-1, 2 << 30))\nexcept OSError:\n    size = 0\nprint(held, size >> 30)"
     said = {
         system: subprocess.run(
