@@ -25,6 +25,9 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 """PyTorch's own index, with a build for each CUDA version and one for CPUs."""
 PROBE_SECONDS = 3.0
 """How long that index may take to answer."""
+UNFINISHED = ".unfinished"
+"""A file in an environment while packages are installed. A killed installer leaves packages that lack files and look whole to
+the next one (uv 0.13: 903 of sympy), so that such an environment is created anew; downloads are cached."""
 SHOWN_LINES = 20
 """Of a failed installer's output."""
 PIP_TO_UV = {
@@ -61,8 +64,11 @@ def main() -> int:
         command = [uv, "pip", "install", "--python", str(python), *options.arguments]
         command += [f"--torch-backend={backend}"] if backend else []
         variables = uv_variables(pip_settings(python))
+    unfinished = options.venv / UNFINISHED
+    unfinished.touch()
     packages = " ".join(word for word in options.arguments if not word.startswith("-") and not word.endswith(".txt"))
     run_with_progress(command, variables, f"{options.venv}: {'pip' if uv is None else 'uv'} install {packages}".rstrip())
+    unfinished.unlink()
     return 0
 
 
@@ -83,9 +89,10 @@ def demand_python(version: "tuple[int, ...]", pyproject: str) -> None:
 
 
 def create_environment(folder: Path) -> Path:
-    """Create the virtual environment unless it works already; returns its interpreter."""
+    """Create the virtual environment unless there is a whole one that works; returns its interpreter."""
     python = folder / "bin" / "python"
-    if python.exists() and _quietly([str(python), "-m", "pip", "--version"]) is not None:
+    whole = python.exists() and not (folder / UNFINISHED).exists()
+    if whole and _quietly([str(python), "-m", "pip", "--version"]) is not None:
         return python
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True, check=False)
     if made.returncode:
