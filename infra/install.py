@@ -25,6 +25,8 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 """PyTorch's own index, with a build for each CUDA version and one for CPUs."""
 PROBE_SECONDS = 3.0
 """How long that index may take to answer."""
+ROOM_GIB = 2.0
+"""What the smallest environment takes, that with the CPU build."""
 UNFINISHED = ".unfinished"
 """A file in an environment while packages are installed. A killed installer leaves packages that lack files and look whole to
 the next one (uv 0.13: 903 of sympy), so that such an environment is created anew; downloads are cached."""
@@ -52,6 +54,8 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     demand_python(sys.version_info[:3], (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if options.torch:
+        demand_room(options.venv)
     python = create_environment(options.venv)
     uv = find_uv(python)
     backend = torch_build(options.torch)
@@ -86,6 +90,13 @@ def demand_python(version: "tuple[int, ...]", pyproject: str) -> None:
         here = ".".join(map(str, version))
         hint = f"install it, then `make PYTHON=python{needed.group(1)}`"
         raise stop(f"Python {needed.group(1)} or later is needed, {sys.executable} is {here}; {hint}")
+
+
+def demand_room(folder: Path) -> None:
+    """Exit where a new environment with PyTorch cannot fit on the disk."""
+    free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free / 2**30
+    if free < ROOM_GIB and not (folder / "bin" / "python").exists():
+        raise stop(f"{free:.1f} GiB are free, {folder} takes {ROOM_GIB} and more; make room, or clone onto another disk")
 
 
 def create_environment(folder: Path) -> Path:

@@ -48,6 +48,18 @@ def test_older_python_is_refused_in_one_line(capsys):
     )
 
 
+def test_full_disk_is_refused_before_an_environment_is_created(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=3 << 29))
+    with pytest.raises(SystemExit) as ended:
+        install.demand_room(tmp_path / ".venv")
+    assert ended.value.code == 2
+    assert f"set-up: 1.5 GiB are free, {tmp_path / '.venv'} takes 2.0 and more; make room" in capsys.readouterr().err
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    install.demand_room(tmp_path / ".venv")
+
+
 def test_pip_settings_are_passed_on_to_uv(tmp_path, monkeypatch):
     file = tmp_path / "pip.conf"
     file.write_text(
@@ -92,6 +104,7 @@ def test_installer_gets_environment_arguments_and_torch_build(tmp_path, program,
     program("uv", f'echo "$UV_INDEX_STRATEGY" "$@" > {tmp_path}/called')
     python = program("python", f'echo "$@" > {tmp_path}/called')
     monkeypatch.setattr(install, "create_environment", lambda _folder: python)
+    monkeypatch.setattr(install, "demand_room", lambda _folder: None)
     monkeypatch.setattr(install, "pip_settings", lambda _python: {})
     monkeypatch.setattr(install, "answers", lambda _address: True)
     monkeypatch.delenv("UV_INDEX_STRATEGY", raising=False)
