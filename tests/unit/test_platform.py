@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from flows import doctor_host
 from flows.process_birth import birth
 from stages.engine import ranks
 from stages.model import _cpu_has_bf16
@@ -132,6 +133,17 @@ def test_address_space_is_limited_on_linux_and_not_on_macos():
         for system in ("linux", "darwin")
     }
     assert said == {"linux": ["True", "0"], "darwin": ["False", "2"]}
+
+
+def test_doctor_without_shared_memory_or_a_limit_of_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_host, "SHARED_MEMORY", tmp_path / "none")
+    found = doctor_host._shared_memory()
+    assert (found.state, found.mend) == ("warn", "weights for vLLM go through the disk")
+    monkeypatch.setattr(platform.resource, "getrlimit", lambda _name: (platform.resource.RLIM_INFINITY,) * 2)
+    assert platform.open_file_limits() == (None, None)
+    assert doctor_host._open_files().found == "no limit"
+    monkeypatch.setattr(platform.resource, "getrlimit", lambda _name: (256, 4096))
+    assert doctor_host._open_files().mend == "ulimit -n 4096"
 
 
 def test_kill_group_ends_it_and_ignores_one_that_is_gone():
