@@ -21,7 +21,7 @@ from stages.runtime.platform import processor_identity
 from stages.store.files import sync_file
 
 SOURCES = Path(__file__).parent
-FLAGS: tuple[str, ...] = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+FLAGS: tuple[str, ...] = ("-std=gnu++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
 TUNING = ("-march=native", "-mcpu=native")
 """The first that the compiler accepts: code for this processor. Apple's clang for arm64 has the second alone."""
 OPENMP = "-fopenmp"
