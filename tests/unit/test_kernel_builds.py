@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 def outputs(folder: Path, compiler: str, *flags: str, runner: tuple[str, ...] = ()) -> tuple[str, dict[str, np.ndarray]]:
     """The features that the driver was built with, and every kernel's output."""
     program = folder / "driver"
-    command = [compiler, "-std=gnu++17", "-O1", "-w", "-ffp-contract=off", f"-I{build.SOURCES}", *flags, str(DRIVER), "-o", str(program)]
-    subprocess.run(command, check=True)
+    options = ["-std=gnu++17", "-O1", "-w", "-ffp-contract=off", f"-I{build.SOURCES}", *flags]
+    subprocess.run([compiler, *options, str(DRIVER), "-o", str(program)], check=True)
     done = subprocess.run([*runner, str(program)], capture_output=True, text=True, check=True)
     found: dict[str, list[float]] = {}
     for line in done.stdout.splitlines():
