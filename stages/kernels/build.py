@@ -69,7 +69,7 @@ def built() -> ctypes.CDLL:
                 fresh = library.with_suffix(f".{os.getpid()}")
                 _said([command, *FLAGS, *_accepted_flags(command), *map(str, units), "-o", str(fresh)])
                 sync_file(fresh)
-                digest.write_text(_digest(fresh), encoding="ascii")
+                digest.write_bytes(_digest(fresh))
                 fresh.replace(library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
@@ -86,13 +86,13 @@ def features() -> list[str]:
 def _is_whole(library: Path, digest: Path) -> bool:
     """Whether a library is as it was built: a full disk or a lost power supply leaves one that is empty or cut off."""
     try:
-        return digest.read_text(encoding="ascii") == _digest(library)
+        return digest.read_bytes() == _digest(library)
     except FileNotFoundError:
         return False
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def _accepted_flags(command: str) -> list[str]:
