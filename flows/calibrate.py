@@ -6,7 +6,6 @@ fit of the others, which says how far a plan can be trusted.
 
 import argparse
 import datetime as dt
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from flows.measured import measured
 from flows.preflight.checks import CALIBRATION
 from flows.results import table
 from stages.costs.fit import Measured, fitted, left_out
+from stages.runtime.platform import processor_name, usable_cores
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import write_json
 from stages.store.folders import StageFolder
@@ -37,7 +37,7 @@ def calibrate(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any]]:
     document = {
         "measured": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "command": "r1 plan --calibrate RUNS, after `python -m tests.bench.calibration RUNS` or any other runs",
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {"processor": processor_name(), "cores": usable_cores()},
         "rates": (rates := fitted(runs)),
         "runs": [run.model_dump() for run in runs],
     }
@@ -73,9 +73,3 @@ def told(errors: list[dict[str, Any]], rates: dict[str, float]) -> str:
     head = ["run", "kind", "seconds", "by the others", "error", "with start and end", "told by no other run"]
     units = [[name, f"{1 / value:.3g}" if value else "-"] for name, value in rates.items()]
     return f"{table(head, rows, right=False)}\n\n{table(['amount', 'units a second'], units)}"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

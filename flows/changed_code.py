@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.kinds import MODULES
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ("stages.store", "stages.tracking", "stages.costs", "stages.kinds", "stages.recipe")
+RECORDS = ("stages.store", "stages.runtime", "stages.tracking", "stages.costs", "stages.kinds", "stages.recipe")
 """Rooms and modules whose code decides no result."""
 
 

@@ -4,13 +4,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from stages.runtime.platform import NVIDIA_GPUS
 from stages.store.config import Compute
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-DRIVER = Path("/proc/driver/nvidia/gpus")
-"""Where NVIDIA's driver on Linux lists a machine's GPUs."""
+DRIVER = NVIDIA_GPUS
 
 
 def visible() -> list[str]:

@@ -9,7 +9,7 @@ import psutil
 from packaging.version import Version
 
 from flows.findings import Finding
-from flows.launchers.local import cores
+from stages.runtime.platform import usable_cores
 from stages.store.errors import UserError
 from stages.store.folders import Runs
 
@@ -18,7 +18,7 @@ _GIB = 1 << 30
 
 def examine(runs: Runs) -> list[Finding]:
     """Look at everything. Nothing is changed except that the runs folder is made."""
-    return [_python(), *_machine(), *_torch(), _compiler(), _runs(runs), *_versions()]
+    return [_python(), *_machine(), *_torch(), _compiler(), _runs(runs), *package_versions()]
 
 
 def _python() -> Finding:
@@ -28,7 +28,7 @@ def _python() -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    count, memory = cores(), psutil.virtual_memory()
+    count, memory = usable_cores(), psutil.virtual_memory()
     yield Finding("cores", "ok" if count >= 2 else "warn", str(count), "" if count >= 2 else "expect twice the time")
     free = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
     enough = memory.available >= 4 * _GIB
@@ -56,17 +56,17 @@ def _torch() -> Iterator[Finding]:
 
 def _compiler() -> Finding:
     """On a CPU sampling and attention are compiled."""
-    from stages.kernels.build import NoCompiler, built
+    from stages.kernels.build import NoCompiler, compiler, features
 
     try:
-        return Finding("C++ compiler", "ok", f"{built()._name}: sampling and attention on this CPU are compiled")
+        found = features()
     except NoCompiler as error:
-        return Finding(
-            "C++ compiler",
-            "warn",
-            f"{error}: sampling on a CPU takes 1.5 to 3 times as long, training a little longer",
-            "apt install g++",
-        )
+        slower = f"{error}: sampling on a CPU takes 1.5 to 3 times as long, training a little longer"
+        return Finding("C++ compiler", "warn", slower, "Debian: apt-get install g++; macOS: xcode-select --install")
+    built = f"{compiler()}: sampling and attention on this CPU are compiled ({', '.join(found) or 'plain code'})"
+    if "OpenMP" in found:
+        return Finding("C++ compiler", "ok", built)
+    return Finding("C++ compiler", "warn", f"{built}, without OpenMP on one thread", "name one that has it: export CXX=g++-14")
 
 
 def _runs(runs: Runs) -> Finding:
@@ -80,7 +80,8 @@ def _runs(runs: Runs) -> Finding:
     return Finding("runs folder", "ok" if enough else "warn", found, "" if enough else "checkpoints of larger models need more")
 
 
-def _versions() -> Iterator[Finding]:
+def package_versions() -> Iterator[Finding]:
+    """Whether the packages that every run imports are there, in versions that work together."""
     for name in ("prefect", "mlflow", "deepspeed", "transformers", "lm_eval"):
         version = _version(name)
         yield Finding(name, "ok" if version else "fail", version or "missing", "" if version else "run `make setup`")

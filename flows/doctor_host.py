@@ -1,7 +1,6 @@
 """`r1 doctor` on what surrounds the packages: GPUs, shared memory, limits, clock, servers. Nothing leaves the machine."""
 
 import locale
-import resource
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 
 from flows.findings import Finding
 from flows.prefect_home import running_servers
+from stages.runtime.platform import SHARED_MEMORY, open_file_limits
 from stages.store.folders import Runs
 
 _GIB = 1 << 30
 _ROOT = Path(__file__).resolve().parents[1]
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only its size is looked at
 SECONDS = 1.0
 """How long a server on loopback, or a program, may take to answer."""
 
@@ -81,17 +80,17 @@ def vllm_finding(python: str | None, *, wanted: bool) -> Finding:
 
 def _shared_memory() -> Finding:
     if not SHARED_MEMORY.is_dir():
-        return Finding("shared memory", "warn", "no /dev/shm", "weights for vLLM go through the disk")
+        return Finding("shared memory", "warn", f"no {SHARED_MEMORY}", "weights for vLLM go through the disk")
     usage = shutil.disk_usage(SHARED_MEMORY)
-    found = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free in /dev/shm"
+    found = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free in {SHARED_MEMORY}"
     mend = "" if usage.free >= _GIB else "weights for vLLM and several processes pass through it; in Docker: --shm-size=8g"
     return Finding("shared memory", "warn" if mend else "ok", found, mend)
 
 
 def _open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    mend = "" if soft >= 1024 or soft == resource.RLIM_INFINITY else f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"
-    return Finding("open files", "warn" if mend else "ok", f"at most {soft}", mend)
+    soft, hard = open_file_limits()
+    mend = "" if soft is None or soft >= 1024 else f"ulimit -n {min(hard or 65536, 65536)}"
+    return Finding("open files", "warn" if mend else "ok", "no limit" if soft is None else f"at most {soft}", mend)
 
 
 def _clock(runs: Runs) -> Finding:

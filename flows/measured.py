@@ -10,6 +10,7 @@ from stages.costs.fit import Measured, Span
 from stages.costs.shape import Shape, shape_of
 from stages.costs.steps import Groups, rows_in_flight, sample_span, train_spans
 from stages.kinds import stage_kind
+from stages.runtime.platform import NVIDIA_VERSION
 from stages.store.errors import UserError
 from stages.store.files import read_json
 from stages.store.folders import StageFolder
@@ -18,7 +19,7 @@ from stages.tracking.journal import Line, read
 
 KINDS = ("rl", "sft", "toy_base", "evaluate_model", "curate")
 """Kinds whose time is work on a model."""
-NVIDIA = Path("/proc/driver/nvidia/version")
+NVIDIA = NVIDIA_VERSION
 """Where it is, `auto` means a GPU: the fit is of CPUs."""
 TOY_LEARNED = 0.75
 """Share of a toy document that is learned, about; its head is too small to matter."""

@@ -1,11 +1,8 @@
 """Which process an id stands for: ids are used again, so that a record names the process's birth beside its id."""
 
-from pathlib import Path
-
 import psutil
 
-START_FIELD = 22
-"""Number of the field `starttime` in /proc/PID/stat, from 1."""
+from stages.runtime.platform import start_of_process
 
 
 def birth(pid: int) -> str | float:
@@ -15,14 +12,10 @@ def birth(pid: int) -> str | float:
     on would be taken for a dead one. Systems without /proc: that time. Raises psutil.NoSuchProcess.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError as error:
-        if Path("/proc/self/stat").exists():
-            raise psutil.NoSuchProcess(pid) from error
-        return psutil.Process(pid).create_time()
-    # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
-    return f"{boot} {stat.rpartition(')')[2].split()[START_FIELD - 3]}"
+        start = start_of_process(pid)
+    except ProcessLookupError as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return psutil.Process(pid).create_time() if start is None else start
 
 
 def alive(pid: int, born: str | float | None) -> bool:

@@ -2,7 +2,6 @@
 clients see no more than a short outage.
 """
 
-import contextlib
 import errno
 import http
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from flows import watched
 from flows.server_faults import start_fault
+from stages.runtime.platform import kill_group
 from stages.store.errors import StageFailed, UserError
 from stages.store.log_filter import filtered_log
 from stages.store.user_code import child_environment
@@ -95,8 +95,7 @@ class Server:
             if not self._left:
                 raise StageFailed(f"{self.what} ended (status {status}); its log is {self.log}")
             self._left -= 1
-            with contextlib.suppress(ProcessLookupError):  # what it started still holds the port
-                os.killpg(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid, signal.SIGKILL)  # what it started still holds the port
             self.process = start_module(*self._command, self.log)
         return True
 

@@ -18,9 +18,9 @@ def _end_with(parent: int) -> None:
             os.kill(parent, 0)
         except ProcessLookupError:
             # The server's own helpers are in its group, of which this process is the leader.
-            os.killpg(os.getpgid(0), signal.SIGTERM)
+            os.kill(0, signal.SIGTERM)
             time.sleep(5.0)
-            os.killpg(os.getpgid(0), signal.SIGKILL)
+            os.kill(0, signal.SIGKILL)
         time.sleep(1.0)
 
 

@@ -8,7 +8,6 @@ statuses; the manifest, written last, is the only proof of success.
 import argparse
 import contextlib
 import os
-import re
 import shutil
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from stages.kinds import stage_kind
+from stages.runtime.platform import peak_memory
 from stages.store import heartbeat
 from stages.store.config import Compute
 from stages.store.errors import ExitStatus, Interrupted, UserError
@@ -185,19 +185,6 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
             peak_gpu_memory=gpu_memory,
         )
     return result
-
-
-def peak_memory() -> int | None:
-    """Most bytes that this process has held at a time, None where the system does not tell.
-
-    Not `getrusage`: there a process begins with what its parent held when it was started.
-    """
-    try:
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+([0-9]+) kB$", text, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None
 
 
 def peak_gpu_memory() -> int | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
+from stages.runtime.platform import processor_features
 from stages.store.config import ADDED, ExternalPath, StageConfig
 from stages.store.errors import UserError
 from stages.store.files import digest_file, read_json, whole_folder
@@ -289,11 +290,8 @@ def _greedy(model: Any, tokenizer: Any) -> list[int]:
 
 def _cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; True where that cannot be found out."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return True
-    flags = info.read_text(encoding="utf-8", errors="replace")
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    features = processor_features()
+    return features is None or not features.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ import flows
 from flows.launchers import Job
 from flows.process_tree import MARK_VARIABLE, ProcessTree
 from stages.__main__ import PARENT_VARIABLE
+from stages.runtime.platform import usable_cores
 from stages.store.config import Compute
 from stages.store.user_code import child_environment
 
@@ -84,7 +85,7 @@ def torchrun(compute: Compute, node: int) -> list[str]:
 
 def environment(compute: Compute, share: int) -> dict[str, str]:
     """What a stage's process on this machine finds in its environment; `share`: stages that the cores are divided by."""
-    threads = str(compute.threads or max(1, cores() // (compute.processes * share)))
+    threads = str(compute.threads or max(1, usable_cores() // (compute.processes * share)))
     return {
         **child_environment(),
         **_interfaces(compute),
@@ -115,8 +116,3 @@ def _interfaces(compute: Compute) -> dict[str, str]:
         return {}
     found = [name for name, addresses in psutil.net_if_addrs().items() if any(a.address == own for a in addresses)]
     return {"GLOO_SOCKET_IFNAME": found[0]} if found else {}
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

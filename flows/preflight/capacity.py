@@ -21,13 +21,15 @@ from flows.plan_models import Shapes
 from flows.preflight.gpus import LocalGpu, local_gpus
 from flows.preflight.scope import Scope
 from stages.costs.devices import Device, cpu_device, gpu_device, gpus, rates_of
+from stages.runtime.platform import memory_limit
 from stages.store.config import StageConfig
 
 GIB = 1 << 30
+LEAST_DISK = GIB / 2
+"""Bytes for databases, logs, rollouts and the smallest models."""
 HOURS_A_MONTH, HOURS_A_YEAR = 730.0, 8766.0
 MOMENTS = 3
 """A checkpoint has three float32 numbers for each parameter: its weight and AdamW's two moments."""
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,8 @@ class Capacity:
 
 def local_capacity() -> Capacity:
     """Memory and GPUs of this machine."""
-    memory = float(psutil.virtual_memory().total)
-    for path in map(Path, CGROUP_LIMITS):
-        try:
-            memory = min(memory, float(path.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such limit: "max"
-            continue
-    return Capacity(memory, local_gpus())
+    total, limit = psutil.virtual_memory().total, memory_limit()
+    return Capacity(float(total if limit is None else min(total, limit)), local_gpus())
 
 
 def examine_capacity(scope: Scope, calibration: Path, machine: Capacity | None = None) -> Iterator[Finding]:
@@ -154,6 +151,9 @@ def _disk(scope: Scope, shapes: Shapes) -> Finding:
         what = f"{runs}: the runs folder cannot be written ({error.strerror or error})"
         return Finding("disk", "fail", what, "set `runs` to a folder of yours")
     free = shutil.disk_usage(there).free
+    if scope.stages and free < LEAST_DISK:
+        what = f"{free / GIB:.2f} GiB are free for {runs}, a run needs {LEAST_DISK / GIB} and more"
+        return Finding("disk", "fail", what, "`r1 gc` makes room; or set `runs` to a folder on another disk")
     found = f"models and checkpoints take up to {total / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
     if unknown:
         found += f" (not counted, for their size is not known yet: {', '.join(unknown)})"

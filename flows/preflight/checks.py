@@ -11,6 +11,7 @@ from flows.preflight.data import examine_data
 from flows.preflight.machine import examine_machine
 from flows.preflight.models import examine_models
 from flows.preflight.scope import Scope, unfinished
+from flows.preflight.start import examine_start
 from flows.preflight.tasks import examine_tasks
 from flows.preflight.training import examine_training
 from flows.selection import Selection
@@ -23,7 +24,7 @@ CALIBRATION = "calibration.json"
 
 
 def examine(scope: Scope) -> Iterator[Finding]:
-    """One finding after the other; the recipe's own mistakes come before what this machine lacks.
+    """One finding after the other: what no run can do without, the recipe's own mistakes, what this machine lacks for it.
 
     What several stages have in common (an evaluation's models, `shared:`) is said once.
     """
@@ -36,6 +37,7 @@ def examine(scope: Scope) -> Iterator[Finding]:
 
 def _examined(scope: Scope) -> Iterator[Finding]:
     """In the order of what they take: the shapes of models, which may be in GGUF files, come last."""
+    yield from examine_start(scope)
     yield from examine_data(scope)
     yield from examine_tasks(scope)
     yield from examine_code(scope)

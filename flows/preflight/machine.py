@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from flows.doctor_host import vllm_finding
 from flows.findings import Finding
 from flows.launchers import launcher_of
-from flows.launchers.local import cores
 from flows.preflight.gpus import local_gpus
 from flows.preflight.scope import Scope
+from stages.runtime.platform import usable_cores
 from stages.store.config import StageConfig
 from stages.store.errors import UserError
 
@@ -45,14 +45,14 @@ def _gym(stage: StageConfig) -> bool:
 
 
 def _processors(name: str, stage: StageConfig) -> Iterator[Finding]:
-    wanted, count = stage.compute.processes, len(local_gpus())
+    wanted, count, cores = stage.compute.processes, len(local_gpus()), usable_cores()
     if stage.compute.device == "cuda" and not count:
         yield Finding(f"{name}: GPUs", "fail", "none; the recipe wants CUDA", "set compute.device=auto, or use another machine")
     elif count and stage.compute.device != "cpu" and wanted > count:
         yield Finding(f"{name}: GPUs", "fail", f"{count}; the recipe wants {wanted}", f"set compute.processes={count}")
-    elif not count and wanted > cores():
-        what = f"{wanted} processes on {cores()} cores"
-        yield Finding(f"{name}: processes", "warn", what, f"they will wait for each other; set compute.processes={cores()}")
+    elif not count and wanted > cores:
+        what = f"{wanted} processes on {cores} cores"
+        yield Finding(f"{name}: processes", "warn", what, f"they will wait for each other; set compute.processes={cores}")
 
 
 def _sandbox(name: str, stage: StageConfig) -> Iterator[Finding]:

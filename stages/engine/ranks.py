@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
+from stages.runtime.platform import LOOPBACK, loopback_interface
 from stages.store.clock import clock
+from stages.store.errors import UserError
 
 T = TypeVar("T")
-LOOPBACK = "127.0.0.1"
 PATIENCE = dt.timedelta(hours=2)
 """How long a rank waits for another: ranks decode unequally long, and rank 0 writes and digests checkpoints alone."""
 
@@ -30,8 +31,7 @@ def join(device: str) -> None:
     launched = dist.is_torchelastic_launched()
     here = not launched or os.environ["MASTER_ADDR"] == LOOPBACK
     if here:  # left alone, both listen on the machine's own address
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        _use_loopback()
     if here and launched and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(backend, timeout=PATIENCE, store=_store(rank, ranks), rank=rank, world_size=ranks)
@@ -40,6 +40,18 @@ def join(device: str) -> None:
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+
+
+def _use_loopback() -> None:
+    """Have gloo and NCCL listen on the loopback interface, unless the environment names another one."""
+    unset = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
+    if not unset:
+        return
+    interface = loopback_interface()
+    if interface is None:
+        what = f"no network interface has the address {LOOPBACK}"
+        raise UserError(what, where="network", mend="bring loopback up (Linux: `ip link set lo up`)")
+    os.environ.update(dict.fromkeys(unset, interface))
 
 
 def _store(rank: int, ranks: int) -> TCPStore:

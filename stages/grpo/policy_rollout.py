@@ -19,12 +19,12 @@ from stages.engine.deepspeed_engine import Engine
 from stages.rollout.protocol import Rollout
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.vllm_engine import VllmRollout
+from stages.runtime.platform import SHARED_MEMORY
 from stages.store.clock import clock
 from stages.store.errors import UserError
 from stages.store.files import TEMPORARY
 from stages.store.folders import StageFolder
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its name in it is this stage's alone
 ROOM = 1.2
 """Free shared memory that is wanted, as a multiple of the weights."""
 

@@ -10,9 +10,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <omp.h>
 
 #include "lanes.h"
+#include "threads.h"
 
 extern "C" {
 
@@ -36,7 +36,7 @@ std::int64_t room(const Attention *a) { return (a->read + a->length + BLOCK - 1)
 
 // 8 × 8 numbers, rows `stride` apart, into columns 16 apart.
 inline void transposed(const float *from, std::int64_t stride, float *into) {
-#ifdef __AVX__
+#ifdef R1_AVX
     __m256 r[8], t[8];
     for (int k = 0; k < 8; k++) r[k] = _mm256_loadu_ps(from + k * stride);
     for (int k = 0; k < 8; k += 2) t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]), t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);

@@ -8,22 +8,26 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
-import struct
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from stages.runtime.platform import processor_identity
 from stages.store.files import sync_file
 
 SOURCES = Path(__file__).parent
-ELF_HEADER = 64
-"""Bytes of the header of a 64-bit ELF file."""
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+FLAGS: tuple[str, ...] = ("-std=gnu++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
+TUNING = ("-march=native", "-mcpu=native")
+"""The first that the compiler accepts: code for this processor. Apple's clang for arm64 has the second alone."""
+OPENMP = "-fopenmp"
+"""Used where the compiler has it (Apple's has not); without it the kernels run on one thread."""
+TUNING_PROBE = "int probe() { return 0; }\n"
+OPENMP_PROBE = "#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
 Pointer, Number = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -54,34 +58,56 @@ def built() -> ctypes.CDLL:
         raise NoCompiler("no C++ compiler is installed")
     units, headers = (sorted(SOURCES.glob(pattern)) for pattern in ("*.cpp", "*.h"))
     texts = [path.read_text(encoding="utf-8") for path in (*units, *headers)]
-    known = [*texts, *FLAGS, command, _said([command, "--version"]), _processor()]
+    known = [*texts, *FLAGS, *TUNING, OPENMP, command, _said([command, "--version"]), processor_identity()]
     name = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1-pipeline"
-        library = folder / f"kernels-{name}.so"
+        library, digest = folder / f"kernels-{name}.so", folder / f"kernels-{name}.sha256"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):  # ranks come at once
-            if not library.exists() or not _is_library(library):
+            if not _is_whole(library, digest):
                 fresh = library.with_suffix(f".{os.getpid()}")
-                _said([command, *FLAGS, *map(str, units), "-o", str(fresh)])
+                _said([command, *FLAGS, *_accepted_flags(command), *map(str, units), "-o", str(fresh)])
                 sync_file(fresh)
+                digest.write_bytes(_digest(fresh))
                 fresh.replace(library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise NoCompiler(str(error)) from error
 
 
-def _is_library(path: Path) -> bool:
-    """Whether a file is a whole library: a full disk or a lost power supply leaves one that is empty or cut off.
+def features() -> list[str]:
+    """What was built in: `AVX`, `FMA`, `NEON` (else plain code), `OpenMP`. Raises NoCompiler."""
+    library = built()
+    library.kernel_features.restype = ctypes.c_char_p
+    return str(library.kernel_features().decode()).split()
 
-    The table of sections is the last part of an ELF file.
-    """
-    content = path.read_bytes()
-    if len(content) < ELF_HEADER or not content.startswith(b"\x7fELF"):
+
+def _is_whole(library: Path, digest: Path) -> bool:
+    """Whether a library is as it was built: a full disk or a lost power supply leaves one that is empty or cut off."""
+    try:
+        return digest.read_bytes() == _digest(library)
+    except FileNotFoundError:
         return False
-    (sections,) = struct.unpack_from("<Q", content, 40)
-    size, count = struct.unpack_from("<HH", content, 58)
-    return bool(len(content) >= sections + size * count)
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _accepted_flags(command: str) -> list[str]:
+    """Those of TUNING and OPENMP with which the compiler makes a library."""
+    tuning = next((flag for flag in TUNING if _accepts(command, flag, TUNING_PROBE)), None)
+    openmp = OPENMP if _accepts(command, OPENMP, OPENMP_PROBE) else None
+    return [flag for flag in (tuning, openmp) if flag is not None]
+
+
+def _accepts(command: str, flag: str, source: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.cpp"
+        path.write_text(source, encoding="ascii")
+        arguments = [command, *FLAGS, flag, str(path), "-o", str(path.with_suffix(".so"))]
+        return subprocess.run(arguments, capture_output=True, check=False).returncode == 0
 
 
 def _said(command: list[str]) -> str:
@@ -91,12 +117,3 @@ def _said(command: list[str]) -> str:
         lines = done.stderr.strip().splitlines()
         raise NoCompiler(f"`{' '.join(command[:1])}` ended with status {done.returncode}: {lines[0] if lines else ''}")
     return done.stdout
-
-
-def _processor() -> str:
-    """What the code is made for: a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features", "CPU part"))}))

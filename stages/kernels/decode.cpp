@@ -12,11 +12,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <omp.h>
 #include <type_traits>
 #include <vector>
 
 #include "lanes.h"
+#include "threads.h"
 
 namespace {
 
@@ -113,7 +113,7 @@ void turned(const float *cosines, const float *sines, std::int64_t size, float *
 
 // Each lane the sum of one of eight vectors.
 inline Lanes sums_of(const Lanes (&v)[8]) {
-#ifdef __AVX__
+#ifdef R1_AVX
     const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
     const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
@@ -385,5 +385,22 @@ void draw_tokens(const float *logits, std::int64_t rows, std::int64_t vocabulary
         token[row] = span * SPAN + std::max<std::int64_t>(chosen, 0);  // logits that are no numbers: so is the log-probability then
         logp[row] = (from[token[row]] - top) * scale - static_cast<float>(std::log(total));
     }
+}
+// What was built in, as words: the instructions that are written out, and threads.
+const char *kernel_features() {
+    return ""
+#ifdef R1_AVX
+           "AVX "
+#ifdef __FMA__
+           "FMA "
+#endif
+#endif
+#ifdef R1_NEON
+           "NEON "
+#endif
+#ifdef _OPENMP
+           "OpenMP"
+#endif
+        ;
 }
 }

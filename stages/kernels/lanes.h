@@ -5,8 +5,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX__
+// Which instructions are written out. R1_PORTABLE: none, as for a processor that is not known here.
+#if defined(R1_PORTABLE)
+#elif defined(__AVX__)
+#define R1_AVX
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#define R1_NEON
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -19,11 +25,24 @@ inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(f
 inline void store(float *to, Lanes what) { *reinterpret_cast<Lanes *>(to) = what; }
 inline Lanes all(float value) { return Lanes{value, value, value, value, value, value, value, value}; }
 
+#ifdef R1_NEON
+inline float32x4_t half(const Lanes &v, int which) { return vld1q_f32(reinterpret_cast<const float *>(&v) + 4 * which); }
+inline Lanes joined(float32x4_t low, float32x4_t high) {
+    Lanes v;
+    vst1q_f32(reinterpret_cast<float *>(&v), low);
+    vst1q_f32(reinterpret_cast<float *>(&v) + 4, high);
+    return v;
+}
+#endif
+
 // a × b + c. Said by hand where it can be: left to the compiler, it fuses in one place and not in another, and a row's numbers
 // would depend on its place.
 inline Lanes fused(Lanes a, Lanes b, Lanes c) {
-#ifdef __FMA__
+#if defined(R1_AVX) && defined(__FMA__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(R1_NEON)
+    float32x4_t low = vfmaq_f32(half(c, 0), half(a, 0), half(b, 0)), high = vfmaq_f32(half(c, 1), half(a, 1), half(b, 1));
+    return joined(low, high);
 #else
     return a * b + c;
 #endif

@@ -18,6 +18,7 @@ from typing import Any
 
 from stages.rewards.user_fault import Fault
 from stages.rewards.worker import ENDED, MISTAKE, READY
+from stages.runtime.platform import kill_group
 from stages.store import heartbeat
 from stages.store.errors import UserError
 from stages.store.secrets import without_keys
@@ -95,8 +96,7 @@ class Worker:
     def end(self) -> None:
         """Kill the processes, if there are any."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid, signal.SIGKILL)
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     with contextlib.suppress(BrokenPipeError):

@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from stages.rewards import sandbox_boot
 from stages.rewards.sandbox_calls import REFUSED, call_filter
 from stages.rewards.sandbox_watch import Ended, Limits, SandboxFailed, Supervisor
+from stages.runtime.platform import is_linux, mapped_user_ids, system_name, usable_cores
 from stages.store.config import ADDED, EXECUTION, Config, Expanded
 from stages.store.errors import UserError
 
@@ -71,7 +72,7 @@ class Sandbox(Config):
     @property
     def width(self) -> int:
         """Programs judged at a time."""
-        return self.parallel or min(8, len(os.sched_getaffinity(0)))
+        return self.parallel or min(8, usable_cores())
 
     @property
     def whole_s(self) -> float:
@@ -81,9 +82,10 @@ class Sandbox(Config):
 
 def ready(settings: Sandbox) -> list[str]:
     """Remarks for the stage that is about to judge programs; `UserError` when they cannot be held here."""
+    if not is_linux():
+        mend = "use another verifier, or a Linux machine, container or virtual machine"
+        raise UserError(f"programs are judged on Linux only, this is {system_name()}", where=WHERE, mend=mend)
     if settings.isolation == "unsafe-none":
-        if sys.platform != "linux":
-            raise UserError("programs are judged on Linux only", where=WHERE, mend="judge them there")
         return ["warning: programs of the model ran without a sandbox (rewards.sandbox: unsafe-none)"]
     _try(settings.python)
     return []
@@ -170,7 +172,7 @@ def _kernel_limits(settings: Sandbox, uid: int | None, *, sandboxed: bool) -> di
 
 def _free_uid() -> int:
     """A user id for one program, when root judges: the kernel exempts root's own id from the limit of processes."""
-    first, _, count = map(int, Path("/proc/self/uid_map").read_text().split()[:3])
+    first, count = mapped_user_ids()
     low, high = (1 << 30, 1 << 31) if first == 0 and count > 1 << 31 else (20_000, 60_000)
     return random.SystemRandom().randrange(low, high)
 

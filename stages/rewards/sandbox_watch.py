@@ -12,8 +12,9 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Literal
+
+from stages.runtime.platform import descendants, kill_group, process_usage, root_folder
 
 Stop = Literal["time", "answer time", "processor time", "memory", "processes", "output", "disk"]
 """What a program can be stopped by; `answer time`: what all runs of one answer have together."""
@@ -29,7 +30,6 @@ STDERR_KEPT = 4096
 MOST_FILES = 10_000
 """Files in the temporary folder: an empty file takes memory too."""
 _CHUNK = 1 << 16
-_PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _BY_LAST_LINE: dict[str, Stop] = {
     "MemoryError": "memory",
     "[Errno 12]": "memory",
@@ -158,7 +158,7 @@ class Supervisor:
     def _first_process(self) -> int | None:
         """A descriptor of the first process of the namespace; None when it is over already."""
         with contextlib.suppress(ProcessLookupError):
-            if self._sandboxed and (tree := _below(self._process.pid)):
+            if self._sandboxed and (tree := descendants(self._process.pid)):
                 return os.pidfd_open(tree[0])
         return None
 
@@ -201,14 +201,13 @@ class Supervisor:
     def _look(self) -> Stop | None:
         """The limit that the tree as a whole passes now, if any."""
         resident = threads = 0
-        tree = _below(self._process.pid)
+        tree = descendants(self._process.pid)
         for pid in tree if self._sandboxed else [self._process.pid, *tree]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                # From the state on: what stands before it is a name of the program's choice.
-                fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-                self._longest = max(self._longest, (int(fields[11]) + int(fields[12])) / _TICKS)
-                threads += int(fields[17])
-                resident += int(fields[21]) * _PAGE
+                usage = process_usage(pid)
+                self._longest = max(self._longest, usage.cpu_s)
+                threads += usage.threads
+                resident += usage.resident
         if threads - self._sandboxed > self._limits.processes:  # its first process is not the program's
             return "processes"
         if resident > self._limits.memory:
@@ -216,7 +215,7 @@ class Supervisor:
         if self._sandboxed and tree:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for folder in ("tmp", "dev/shm"):
-                    space = os.statvfs(f"/proc/{tree[0]}/root/{folder}")
+                    space = os.statvfs(root_folder(tree[0]) / folder)
                     if space.f_files - space.f_ffree > MOST_FILES:
                         return "disk"
         return None
@@ -224,8 +223,7 @@ class Supervisor:
     def _kill(self) -> None:
         """End the tree. With its first process a namespace dies, and is waited for; without one, the group has to do."""
         if not self._sandboxed:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid, signal.SIGKILL)
             return
         if self._first is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -235,16 +233,3 @@ class Supervisor:
             death.poll(DEATH_LIMIT_S * 1000)
             os.close(self._first)
         self._process.kill()
-
-
-def _below(pid: int) -> list[int]:
-    """The processes below one, parents first."""
-    found: list[int] = []
-    new = [pid]
-    while new:
-        parent = new.pop(0)
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for task in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208 - as above
-                new += map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())
-        found.append(parent)
-    return found[1:]

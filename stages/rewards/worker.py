@@ -9,7 +9,6 @@ an import and cold parser tables cost seconds.
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import psutil
 
 from stages.rewards.plain_number import plain_number
 from stages.rewards.user_fault import Fault, fault_of
+from stages.runtime.platform import limit_address_space
 from stages.store.errors import UserError
 from stages.store.user_code import check_not_hidden, inherited_code_folders, use_code_folders
 
@@ -54,8 +54,7 @@ def main(function: str, cpu_s: float, wall_s: float, memory_bytes: int) -> int:
         return 2
     if memory_bytes:
         # Libraries reserve far more than they use (threads, CUDA), and more of it the more cores there are.
-        most = psutil.Process().memory_info().vms + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit_address_space(psutil.Process().memory_info().vms + memory_bytes)
     while True:
         copy = os.fork()
         if copy == 0:

@@ -5,7 +5,6 @@ The lock itself is the operating system's (released when its owner dies, however
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
+from stages.runtime.platform import lock_file
 from stages.store.errors import UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
@@ -73,7 +73,7 @@ def is_held(folder: StageFolder) -> bool:
     """Whether another owner, in whichever process, holds the folder's lock now. Nothing is written."""
     try:
         with folder.lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, exclusive=True)
     except BlockingIOError:
         return True
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def _demand_locks(folder: StageFolder) -> None:
     """A file system that cannot lock looks to the library like one on which somebody else holds the lock for ever."""
     with (folder.path / ".lock-probe").open("w") as probe:
         try:
-            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(probe, exclusive=False)
         except BlockingIOError:
             pass
         except OSError as error:
