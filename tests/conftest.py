@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirements import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Tests run in two workers: two threads each would wait for each other on two cores.

@@ -12,7 +12,7 @@ import torch
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
 from tests.conftest import tiny_llama
-from tests.pipeline.stage_process import on_ranks
+from tests.pipeline.stage_process import on_forked_ranks, on_ranks
 
 KL = 0.05
 
@@ -143,7 +143,7 @@ RESUMED = {
 
 def run(folder, processes, cases):
     (folder / "cases.json").write_text(json.dumps(cases))
-    on_ranks("tests.pipeline.zero_updates", folder, processes)
+    (on_ranks if torch.cuda.is_available() else on_forked_ranks)("tests.pipeline.zero_updates", folder, processes)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 

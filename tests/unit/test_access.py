@@ -9,6 +9,7 @@ from flows.access import access
 from flows.databases import in_folder, in_postgres
 from flows.server_process import demand_free, free_port
 from stages.store.errors import UserError
+from tests.requirements import require
 
 SECRETS = {
     "PREFECT_API_AUTH_STRING": "ann:first-secret",
@@ -97,7 +98,7 @@ def test_addresses_that_are_refused(address: str, names: tuple[str, str], said: 
 
 
 def test_a_postgres_that_is_not_there() -> None:
-    pytest.importorskip("psycopg2")
+    require("psycopg2")
     with pytest.raises(UserError, match=r"--postgres: PostgreSQL cannot be used .*refused"):
         in_postgres(f"postgresql://me@127.0.0.1:{free_port()}/", "a", "b")
 

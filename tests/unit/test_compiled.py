@@ -15,10 +15,11 @@ from stages.rollout.lean import LeanDecoder, Prompts
 from stages.rollout.sampling import choose
 from stages.rollout.torch_engine import TorchRollout
 from stages.store.errors import UserError
+from tests.requirements import needs
 from tests.unit.test_lean import SHAPE, spread
 from tests.unit.test_lean import tokenizer as tokenizer
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+pytestmark = needs("compiler")
 
 # Rows of weights that are no multiple of 6, five queries on one head: nothing comes out even.
 ODD = SHAPE | {

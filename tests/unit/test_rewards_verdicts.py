@@ -19,6 +19,7 @@ from stages.rewards.form_reader import read_form
 from stages.rewards.formula import Unreadable, read_formula
 from stages.rewards.numbers import last_number, parse_number
 from stages.rewards.score import Rewards, same_answer, score
+from tests.requirements import require
 from tests.unit import exact_answers, math_answers, numeric_answers
 from tests.unit.tricky_answers import MATH
 
@@ -46,8 +47,7 @@ def test_pairs_by_hand_are_many_different_ones_and_half_of_them_right(verifier):
 
 
 def test_pairs_of_public_reports_have_their_verdicts():
-    if not CASES.is_file():
-        pytest.skip(f"{CASES} is not there")
+    require("answer pairs")
     rows = json.loads(CASES.read_text(encoding="utf-8"))
     for verifier in PAIRS:
         pairs = [(row["reference"], row["answer"], row["verdict"]) for row in rows if row["verifier"] == verifier]

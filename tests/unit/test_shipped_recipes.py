@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 import yaml
 
@@ -98,7 +99,6 @@ def schema() -> dict[str, Any]:
 def test_shipped_recipe_fits_the_schema(path: str, tmp_path: Path, schema: dict[str, Any]) -> None:
     recipe = load_recipe(ROOT / path, overrides(path, tmp_path))
     assert recipe.document.keys() <= schema["properties"].keys()
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(recipe.document, schema)
 
 
