@@ -75,6 +75,12 @@ REQUIREMENTS = {
     "trl": _package("trl", PEERS),
     "bubblewrap": _program("bwrap"),
     "compiler": Requirement("a C++ compiler", SYSTEM, _compiler),
+    "arm64 emulation": Requirement(
+        "the compiler aarch64-linux-gnu-g++ and the emulator qemu-aarch64",
+        SYSTEM,
+        lambda: all(program(name) for name in ("aarch64-linux-gnu-g++", "qemu-aarch64")),
+    ),
+    "x86-64": Requirement("an x86-64 processor", None, lambda: os.uname().machine == "x86_64"),
     "postgresql": Requirement("PostgreSQL", SYSTEM, lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
     "chromium": _program(*CHROMIUM),
     "slurm": Requirement("Slurm and munge", SYSTEM, lambda: all(program(name) for name in SLURM)),
