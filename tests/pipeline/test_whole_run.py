@@ -17,7 +17,7 @@ import pytest
 
 from stages.tracking.journal import read
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment, r1
+from tests.pipeline.conftest import environment, r1, r1_in_process
 
 SHORT, TINY = (ROOT / "tests" / "pipeline" / f"{name}.yaml" for name in ("short", "tiny"))
 MODELS = {SHORT: ["base", "zero"], TINY: ["base", "zero", "cold_start", "reasoning"]}
@@ -61,7 +61,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     before = (base.stat().st_mtime_ns, base.read_bytes())
     (zero,) = runs.glob("stages/rl-*")
     kept = {p.name: p.stat().st_mtime_ns for p in (zero / "rollouts").glob("step-*.parquet")}
-    killed = json.loads(r1("status", "latest", "--runs", runs, "--json").stdout)
+    killed = json.loads(r1_in_process("status", "latest", "--runs", runs, "--json").stdout)
     done = r1("resume", "latest", "--runs", runs, "--json", timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (base.stat().st_mtime_ns, base.read_bytes()) == before, "a finished stage was touched"
@@ -129,7 +129,7 @@ def test_again_everything_is_reused_and_another_evaluation_runs_alone(run: dict[
     assert status.keys() >= {*models, *evaluations}
 
     names = [run["document"]["run"], document["run"]]
-    compared = json.loads(r1("compare", *names, "--runs", run["runs"], "--json").stdout)
+    compared = json.loads(r1_in_process("compare", *names, "--runs", run["runs"], "--json").stdout)
     assert compared["runs"] == names
     assert [key for key in compared["params"] if key.startswith("evaluation")] == list(compared["params"])
     assert compared["metrics"]["zero"]["samples"] == {names[0]: 2, names[1]: 1}
