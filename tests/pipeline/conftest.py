@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,9 +80,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     """One runs folder for all: Prefect and MLflow take their time to make new databases."""
-    return tmp_path_factory.mktemp("shared") / "runs"
+    folder = tmp_path_factory.mktemp("shared") / "runs"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder)
+    return folder
 
 
 @pytest.fixture
