@@ -126,5 +126,7 @@ def _mlflow(runs: Path, port: int, allowed: Access, databases: Databases) -> Ser
     arguments = ["server", "--artifacts-destination", str(runs / "mlartifacts"), "--host", allowed.host, "--port", str(port)]
     arguments += ["--workers", "1", *([] if allowed.mlflow is None else ["--app-name", "basic-auth"])]
     environment |= databases.mlflow_environment()
+    # Its jobs (scorers of traces, gateway) are nothing that a run uses, and take eight more processes.
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     health, log = f"{allowed.local(port)}/health", folder / "mlflow.log"
     return Server("the MLflow server", "mlflow", arguments, environment, health, log, databases.mlflow)

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from flows.server_process import free_port
+from tests.requirements import require
 
 USER = "r1_owner"
 
@@ -47,10 +46,8 @@ class Postgres:
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     """Start one, on an empty cluster, and end it. The test is skipped where PostgreSQL is not installed."""
+    require("postgresql")
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda place: float(place.parent.name))
-    if not places:
-        absent = pytest.fail if os.environ.get("R1_CHECK_INFRA") else pytest.skip
-        absent("PostgreSQL is not installed (apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="r1-postgres-"))
     own: dict[str, object] = {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root

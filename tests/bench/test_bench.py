@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.requirements import require
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +15,7 @@ NAMES = ["step", "step-ppo", "rollout-64", "update"]
 
 
 def test_quick_bench(tmp_path):
-    pytest.importorskip("trl", reason="the step's peer: make bench and make peers install it")
+    require("trl")
     out, runs = tmp_path / "out", tmp_path / "runs"
     command = [sys.executable, "-m", "tests.bench", "--quick", "--only", *NAMES, "--out", str(out), "--runs", str(runs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

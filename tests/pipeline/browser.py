@@ -3,18 +3,17 @@
 import base64
 import json
 import re
-import shutil
 import subprocess
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
 from websockets.sync.client import ClientConnection, connect
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here (Debian: apt-get install chromium)")
+from tests.requirements import CHROMIUM, program
+
+PROGRAM = program(*CHROMIUM)
 SECONDS = 300.0
 
 

@@ -3,9 +3,7 @@
 They share files and processors; what they have of each other's network goes through the cable alone. Root only.
 """
 
-import os
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import environment
+from tests.requirements import require
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 """Of a range that is for examples; they exist inside the namespaces alone."""
@@ -48,16 +45,12 @@ class Machines:
 @contextmanager
 def two_machines() -> Iterator[Machines]:
     """The machines, while the block lasts. Skips the test where namespaces cannot be made."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and `ip` (package iproute2)")
+    require("iproute2", "root", "network namespaces")
     mark = secrets.token_hex(3)
     names, ends = (f"r1-{mark}-a", f"r1-{mark}-b"), (f"r1{mark}a", f"r1{mark}b")
     try:
         for name in names:
-            try:
-                _ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+            _ip("netns", "add", name)
         _ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
         for name, end, address in zip(names, ends, ADDRESSES, strict=True):
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", end)

@@ -1,7 +1,6 @@
 """What operating the pipeline takes: PostgreSQL, both servers on it, a worker, and Prefect's client to look and to ask with."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import pwd
@@ -15,13 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from flows.prefect_home import server_arguments, server_environment
 from flows.process_tree import ProcessTree
 from flows.server_process import Server, free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment
+from tests.requirements import require
 
 BINARIES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), *map(Path, os.environ["PATH"].split(":"))]
 """Where PostgreSQL may be."""
@@ -41,11 +39,8 @@ class Postgres:
     """A cluster of its own. PostgreSQL refuses to be root, so root starts it as the user `postgres`."""
 
     def __init__(self) -> None:
+        require("postgresql", "psycopg2")
         self.binaries = next((folder for folder in BINARIES if (folder / "initdb").exists()), None)
-        if self.binaries is None:
-            pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-        if importlib.util.find_spec("psycopg2") is None:
-            pytest.skip("MLflow cannot speak to PostgreSQL: pip install 'r1-pipeline[postgres]'")
         self.prefix: list[str] = []
         self.folder, self.port = Path(tempfile.mkdtemp(prefix="r1-postgres-")), free_port()
         if os.geteuid() == 0:

@@ -5,7 +5,6 @@ Both nodes are this machine, so what differs between machines is not shown by it
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import time
@@ -14,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.requirements import require
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 NODES = ("one", "two")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -64,9 +62,7 @@ def _free_ports(count: int) -> list[int]:
 @contextmanager
 def slurm(folder: Path) -> Iterator[Cluster]:
     """The cluster, while the block lasts. Skips the test where Slurm is not installed."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"a Slurm for tests needs root and {', '.join(missing) or 'nothing else'} (packages slurm-wlm and munge)")
+    require("slurm", "root")
     key, control = folder / "munge.key", folder / "munge.socket"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)

@@ -1,8 +1,12 @@
-"""Stages as processes of their own, as the pipeline starts them, and ranks that run a test's own module."""
+"""Stages as processes of their own, and ranks that run a test's own module.
+
+Without a GPU they are forked from an interpreter that has done their imports (`tests.pipeline.forked`).
+"""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.kinds import stage_kind
 from stages.store.files import digest_path
 from stages.tracking.journal import read
 from tests.conftest import ROOT
+from tests.pipeline.forked import Forked, fork
 
 
 def prepare(folder: Path, config: Any, inputs: Mapping[str, Path]) -> Path:
@@ -30,8 +37,10 @@ def prepare(folder: Path, config: Any, inputs: Mapping[str, Path]) -> Path:
     return folder
 
 
-def start(folder: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+def start(folder: Path, processes: int = 1) -> subprocess.Popen[bytes] | Forked:
     """Start the stage; what it says goes to the folder's `log.txt`."""
+    if processes == 1 and not torch.cuda.is_available():
+        return fork("stages", folder, folder / "log.txt", environment())
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command("stages", folder, processes), cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
@@ -42,7 +51,7 @@ def finish(folder: Path, processes: int = 1, *, status: int = 0, timeout: float 
     return folder
 
 
-def wait_for_steps(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:
+def wait_for_steps(folder: Path, process: subprocess.Popen[bytes] | Forked, count: int) -> None:
     """Wait until the stage has told of so many steps."""
     until = time.monotonic() + 120
     while len(read(folder / "journal.jsonl")) < count:
@@ -86,6 +95,24 @@ def on_ranks(module: str, folder: Path, processes: int, *, timeout: float = 500)
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def on_forked_ranks(module: str, folder: Path, processes: int, *, timeout: float = 500) -> None:
+    """Run what `python -m module FOLDER` is on so many ranks, as torchrun describes them; it has to succeed."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(processes):
+        described = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        described |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {**environment(), "TORCHELASTIC_RUN_ID": "test", **{key: str(value) for key, value in described.items()}}
+        ranks.append(fork(module, folder, folder / "log.txt", variables))
+    until = time.monotonic() + timeout
+    while None in (found := [rank.poll() for rank in ranks]) and not any(found) and time.monotonic() < until:
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.kill()
+    assert found == [0] * processes, said(folder)
 
 
 def command(module: str, folder: Path, processes: int, *, torchrun: bool = False) -> list[str]:

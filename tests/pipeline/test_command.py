@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.pipeline.conftest import environment, r1, refused
+from tests.pipeline.conftest import environment, r1, r1_in_process, refused
 
 
 def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> None:
@@ -29,14 +29,14 @@ def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> Non
     assert "base: done" in second.stderr
     assert "r1 up" in second.stdout
 
-    listed = json.loads(r1("status", "--json", "--runs", runs).stdout)["runs"]
+    listed = json.loads(r1_in_process("status", "--json", "--runs", runs).stdout)["runs"]
     assert [row["status"] for row in listed] == ["done", "done"]
     names = [row["run"] for row in listed]
-    detail = json.loads(r1("status", "latest", "--json", "--runs", runs).stdout)
+    detail = json.loads(r1_in_process("status", "latest", "--json", "--runs", runs).stdout)
     assert detail["run"] == names[0]
     assert [stage["status"] for stage in detail["stages"]] == ["done", "done"]
     assert detail["stages"][0]["folder"] == document["stages"][0]["folder"] + "-g2"
-    compared = json.loads(r1("compare", *names, "--runs", runs, "--json").stdout)
+    compared = json.loads(r1_in_process("compare", *names, "--runs", runs, "--json").stdout)
     assert compared["runs"] == names
 
 

@@ -16,6 +16,7 @@ from stages.curation.client import Client
 from stages.curation.endpoint import Endpoint
 from stages.curation.ledger import Ledger
 from stages.store.stage import StopRequest
+from tests.requirements import require
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 @contextmanager
 def serving(model: Path, log: Path):
     """The port on loopback where a model is served."""
-    pytest.importorskip("openai")
+    require("openai")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

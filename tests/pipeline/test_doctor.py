@@ -11,7 +11,7 @@ from flows.doctor_host import examine_host
 from flows.doctor_recipe import examine_recipe
 from stages.store.folders import Runs
 from tests.conftest import ROOT
-from tests.pipeline.conftest import r1
+from tests.pipeline.conftest import r1_in_process
 
 
 def found(recipe: dict[str, Any], tmp_path: Path) -> dict[str, tuple[str, str, str]]:
@@ -93,6 +93,6 @@ def test_servers_that_do_not_answer_are_told_of(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_command_takes_a_recipe(tmp_path: Path) -> None:
-    done = r1("doctor", ROOT / "configs" / "quickstart.yaml", "--runs", tmp_path, "--json")
+    done = r1_in_process("doctor", ROOT / "configs" / "quickstart.yaml", "--runs", tmp_path, "--json")
     checks = [check["check"] for check in json.loads(done.stdout)["checks"]]
     assert {"python", "clock", "recipe", "disk"} <= set(checks)

@@ -1,6 +1,7 @@
 """Gates in whole runs: one that stops, goes on after a word, warns, passes; and what MLflow has of it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def _downloaded(client: MlflowClient, source: str, folder: Path) -> list[str]:
     return [str(path) for path in Path(place).rglob("*") if path.is_file()]
 
 
-def test_the_registry_of_a_database(tmp_path: Path) -> None:
+def test_the_registry_of_a_database(tmp_path: Path, mlflow_database: Path) -> None:
+    shutil.copy(mlflow_database, tmp_path)
     registry(default_uri(tmp_path), tmp_path, "gates")
 
 

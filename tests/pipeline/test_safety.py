@@ -59,7 +59,8 @@ def test_weights_are_read_from_safetensors_alone():
 
 
 def test_nothing_is_unpickled():
-    tests = {path: ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("*.py") if path.name != "test_safety.py"}
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_safety.py"}
+    tests = {path: ast.parse(text) for path, text in texts.items() if "load(" in text}
     for where, node in calls("load", trees=TREES | tests):
         if ast.unparse(node.func) == "torch.load":
             assert given(node, "weights_only") is True, where

@@ -1,4 +1,8 @@
-"""A schedule that runs: real servers, a real deployment, a real worker."""
+"""A schedule that runs: real servers, a real deployment, a real worker.
+
+The fast test asks for a run at once, which the worker takes like one that the schedule's clock asks for; the slow one waits
+for the clock.
+"""
 
 import json
 import subprocess
@@ -8,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.process_tree import ProcessTree
 from flows.server_process import free_port
@@ -16,7 +23,8 @@ from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, r1
 
 WHOLE = ROOT / "tests" / "pipeline" / "tiny.yaml"
-"""Every stage of the recipe; the two quick stages of the `recipe` fixture show the same of the schedule."""
+"""Every stage of the recipe; one quick stage shows the same of the schedule."""
+EVERY_MINUTE = "* * * * *"
 
 
 def wait_for(what: str, seconds: float, look: Callable[[], Any], log: Path) -> Any:
@@ -29,9 +37,21 @@ def wait_for(what: str, seconds: float, look: Callable[[], Any], log: Path) -> A
     raise AssertionError(f"no {what} within {seconds} s:\n{log.read_text()[-3000:]}")
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, whole: bool) -> None:
-    config = WHOLE if whole else recipe
+def run_now(api: str, deployment: str) -> None:
+    """Schedule a run of a deployment for this moment; its own schedule has to be on."""
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name(deployment)
+        assert [(item.active, item.schedule.cron) for item in found.schedules] == [(True, EVERY_MINUTE)]
+        assert client.create_flow_run_from_deployment(found.id).state.is_scheduled()
+
+
+@pytest.mark.parametrize("clock", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["now", "by the clock"])
+def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, clock: bool) -> None:
+    config = WHOLE if clock else recipe
+    if not clock:
+        document = json.loads(recipe.read_text())
+        del document["stages"]["other"]
+        recipe.write_text(json.dumps(document))
     runs, log = tmp_path / "runs", tmp_path / "worker.log"
     ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     started: list[subprocess.Popen[bytes]] = []
@@ -52,10 +72,12 @@ def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, whole: bo
     try:
         start("flows.cli", "up", "--runs", str(runs), *ports, file=tmp_path / "up.log")
         wait_for("servers", 120, (runs / "servers.json").exists, tmp_path / "up.log")
-        deployed = r1("deploy", config, "--cron", "* * * * *", "--name", "test", "--set", f"runs={runs}", "--json")
+        deployed = r1("deploy", config, "--cron", EVERY_MINUTE, "--name", "test", "--set", f"runs={runs}", "--json")
         assert deployed.returncode == 0, deployed.stderr
         facts = json.loads(deployed.stdout)
         assert facts["deployment"] == "r1-config/test"
+        if not clock:
+            run_now(facts["api"], facts["deployment"])
         worker = {"PREFECT_API_URL": facts["api"], "PREFECT_HOME": str(tmp_path / "worker"), "DO_NOT_TRACK": "1"}
         start("prefect", "--no-prompt", "worker", "start", "--pool", facts["work_pool"], file=log, **worker)
 
@@ -70,6 +92,9 @@ def test_a_worker_runs_what_is_scheduled(tmp_path: Path, recipe: Path, whole: bo
         assert record["status"] == "done", record["error"]
         assert {stage["status"] for stage in record["stages"].values()} <= {"done", "reused"}
         assert record["mlflow"]["parent_run_id"]
+        commands = [" ".join(child.cmdline()) for child in psutil.Process(started[0].pid).children(recursive=True)]
+        assert any("uvicorn" in command and "mlflow" in command for command in commands)
+        assert not any("mlflow.server.jobs" in command for command in commands), "MLflow's background jobs are off"
     finally:
         for process in reversed(started):
             ProcessTree(process.pid).end(15.0)

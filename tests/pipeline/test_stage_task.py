@@ -1,12 +1,15 @@
-"""One stage's task, called without Prefect."""
+"""One stage's task, called without Prefect, with a small program in place of the stage's own."""
 
+import functools
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows.launch import launch
 from flows.progress import Lines
 from flows.record import RunRecord
 from flows.selection import Selection
@@ -17,6 +20,21 @@ from stages.store.errors import UserError
 from stages.store.files import read_json
 from stages.store.manifest import verify_manifest
 
+STAGE = """
+import json, sys
+from pathlib import Path
+from stages.store.folders import StageFolder
+from stages.store.manifest import StageRecord, write_manifest
+attempt = Path(sys.argv[1])
+folder = StageFolder(attempt.parents[1])
+folder.output("model").mkdir(exist_ok=True)
+(folder.output("model") / "config.json").write_text('{"model_type": "llama"}')
+record = StageRecord.model_validate(json.loads(folder.config.read_text()))
+write_manifest(folder, record, "model", metrics={}, notes={}, tokens=0, wall_seconds=0.1, device_seconds=0.1)
+(attempt / "outcome.json").write_text('{"status": "done", "message": "", "mend": ""}')
+"""
+"""What a stage leaves when it is done, without its imports."""
+
 
 class NoTracking:
     """Stands where MLflow would."""
@@ -26,8 +44,9 @@ class NoTracking:
 
 
 @pytest.fixture
-def own(recipe: Path, tmp_path: Path) -> Path:
+def own(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipe with a runs folder that no other test uses."""
+    monkeypatch.setattr("flows.stage_task.launch", functools.partial(launch, command=[sys.executable, "-c", STAGE]))
     document = json.loads(recipe.read_text())
     document["runs"] = str(tmp_path / "runs")
     recipe.write_text(json.dumps(document))

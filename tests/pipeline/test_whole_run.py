@@ -1,4 +1,7 @@
-"""The whole recipe as a user meets it, in the small: killed in the middle, resumed, run again, compared."""
+"""The recipe as a user meets it, in the small: killed in the middle, resumed, run again, compared.
+
+Its first stages in the fast tests, the whole recipe in the slow ones.
+"""
 
 import json
 import os
@@ -14,10 +17,12 @@ import pytest
 
 from stages.tracking.journal import read
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment, r1
+from tests.pipeline.conftest import environment, r1, r1_in_process
 
-TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
-MODELS = ["base", "zero", "cold_start", "reasoning"]
+SHORT, TINY = (ROOT / "tests" / "pipeline" / f"{name}.yaml" for name in ("short", "tiny"))
+MODELS = {SHORT: ["base", "zero"], TINY: ["base", "zero", "cold_start", "reasoning"]}
+STEPS = 20
+"""Of R1-Zero, with a checkpoint every second one: more than elsewhere, so that there is a middle."""
 
 
 def kill_tree_when(process: subprocess.Popen[bytes], ready: Any) -> None:
@@ -34,13 +39,13 @@ def kill_tree_when(process: subprocess.Popen[bytes], ready: Any) -> None:
     psutil.wait_procs(tree, timeout=10)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=[SHORT, pytest.param(TINY, marks=pytest.mark.slow)], ids=lambda path: path.stem)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run whose process tree was killed in the middle of R1-Zero, and what `r1 resume` made of it."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    # More steps than elsewhere, so that there is a middle; a checkpoint every second one.
-    overrides = [f"runs={runs}", "stages.zero.steps=40"]
-    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), *(x for o in overrides for x in ("--set", o))]
+    config = request.param
+    overrides = [f"runs={runs}", f"stages.zero.steps={STEPS}"]
+    command = [sys.executable, "-m", "flows.cli", "run", str(config), *(x for o in overrides for x in ("--set", o))]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
 
     def in_the_middle() -> bool:
@@ -56,18 +61,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     before = (base.stat().st_mtime_ns, base.read_bytes())
     (zero,) = runs.glob("stages/rl-*")
     kept = {p.name: p.stat().st_mtime_ns for p in (zero / "rollouts").glob("step-*.parquet")}
-    killed = json.loads(r1("status", "latest", "--runs", runs, "--json").stdout)
+    killed = json.loads(r1_in_process("status", "latest", "--runs", runs, "--json").stdout)
     done = r1("resume", "latest", "--runs", runs, "--json", timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (base.stat().st_mtime_ns, base.read_bytes()) == before, "a finished stage was touched"
-    return {"runs": runs, "killed": killed, "document": json.loads(done.stdout), "overrides": overrides, "kept": kept}
+    document = json.loads(done.stdout)
+    return {"config": config, "runs": runs, "killed": killed, "document": document, "overrides": overrides, "kept": kept}
 
 
 def test_a_killed_run_is_resumed_to_its_end(run: dict[str, Any]) -> None:
     assert run["killed"]["status"] != "done"
     document = run["document"]
     assert document["status"] == "done"
-    assert list(document["models"]) == MODELS
+    assert list(document["models"]) == MODELS[run["config"]]
     for row in document["models"].values():
         assert (row["problems"], row["samples"]) == (12, 2)
         assert 0 <= row["accuracy"] <= 1
@@ -76,18 +82,18 @@ def test_a_killed_run_is_resumed_to_its_end(run: dict[str, Any]) -> None:
     assert {s["status"] for s in document["stages"]} == {"done"}
     report = Path(document["report"])
     assert report == run["runs"] / "pipelines" / document["run"] / "report.html"
-    assert all(f"evaluation.{model}" in report.read_text() for model in MODELS)
+    assert all(f"evaluation.{model}" in report.read_text() for model in MODELS[run["config"]])
 
 
 def test_the_resumed_stage_went_on_from_its_checkpoint(run: dict[str, Any]) -> None:
     (zero,) = (s for s in run["document"]["stages"] if s["stage"] == "zero")
     folder = Path(zero["folder"])
-    assert [line.step for line in read(folder / "journal.jsonl")] == list(range(1, 41))
+    assert [line.step for line in read(folder / "journal.jsonl")] == list(range(1, STEPS + 1))
     assert sorted(p.name for p in (folder / "attempts").iterdir()) == ["1", "2"]
     # A checkpoint is written every second step, and the fifth step was seen: the first four are not taken again.
     written = {p.name: p.stat().st_mtime_ns for p in (folder / "rollouts").glob("step-*.parquet")}
     taken_again = [name for name, time_ in run["kept"].items() if written[name] != time_]
-    assert len(written) == 40
+    assert len(written) == STEPS
     assert len(taken_again) <= 2
     assert all(f"step-{step:06d}.parquet" not in taken_again for step in (1, 2, 3, 4))
 
@@ -106,22 +112,24 @@ def test_curves_in_mlflow_have_no_gap_and_no_repetition(run: dict[str, Any]) -> 
     assert {c.info.status for c in children} == {"FINISHED"}
     (zero,) = (c for c in children if c.data.tags["stage"] == "zero")
     for metric in ("reward/total", "train/loss", "rollout/length"):
-        assert [point.step for point in client.get_metric_history(zero.info.run_id, metric)] == list(range(1, 41))
-    accuracy = parent.data.metrics["eval/reasoning/accuracy"]
-    assert accuracy == run["document"]["models"]["reasoning"]["accuracy"]
+        assert [point.step for point in client.get_metric_history(zero.info.run_id, metric)] == list(range(1, STEPS + 1))
+    for model, measured in run["document"]["models"].items():
+        assert parent.data.metrics[f"eval/{model}/accuracy"] == measured["accuracy"]
 
 
 def test_again_everything_is_reused_and_another_evaluation_runs_alone(run: dict[str, Any]) -> None:
-    command = ["run", TINY, "--json", *(x for o in run["overrides"] for x in ("--set", o))]
+    command = ["run", run["config"], "--json", *(x for o in run["overrides"] for x in ("--set", o))]
     again = r1(*command, "--set", "stages.evaluation.samples=1")
     assert again.returncode == 0, again.stderr[-3000:]
     document = json.loads(again.stdout)
     status = {s["stage"]: s["status"] for s in document["stages"]}
-    assert {name for name, how in status.items() if how == "reused"} == {*MODELS, "cold_start_data"}
-    assert {name for name, how in status.items() if how == "done"} == {"evaluation", *(f"evaluation.{m}" for m in MODELS)}
+    models = MODELS[run["config"]]
+    evaluations = {"evaluation", *(f"evaluation.{model}" for model in models)}
+    assert status == {name: "done" if name in evaluations else "reused" for name in status}
+    assert status.keys() >= {*models, *evaluations}
 
     names = [run["document"]["run"], document["run"]]
-    compared = json.loads(r1("compare", *names, "--runs", run["runs"], "--json").stdout)
+    compared = json.loads(r1_in_process("compare", *names, "--runs", run["runs"], "--json").stdout)
     assert compared["runs"] == names
     assert [key for key in compared["params"] if key.startswith("evaluation")] == list(compared["params"])
     assert compared["metrics"]["zero"]["samples"] == {names[0]: 2, names[1]: 1}

@@ -12,7 +12,7 @@ import torch
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
 from tests.conftest import tiny_llama
-from tests.pipeline.stage_process import on_ranks
+from tests.pipeline.stage_process import on_forked_ranks, on_ranks
 
 KL = 0.05
 
@@ -53,13 +53,14 @@ UPDATES = {
     },
 }
 HALF = {f"bfloat16-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "dtype": "bfloat16", **packed(20)} for zero in range(4)}
-COPIES = 128
-"""Micro-batches of the same text; of 512 a sum in bfloat16 has lost a third. (A power of two: the shares lose nothing.)"""
+COPIES = 16
+"""Micro-batches of the same text: a sum in bfloat16 is rounded from the third on, by thousandths. (A power of two: the shares
+lose nothing.)"""
 REPEATED = {
     f"repeated-zero{zero}": {"deepspeed": f"zero{zero}", "dtype": "bfloat16", "copies": [1, COPIES]} for zero in range(4)
 }
 LONGER = ["zero2-one", "zero0-minibatches", "zero3-minibatches", "zero2-idle", "zero3-ppo-own", "zero2-ppo-shared"]
-LONGER += ["zero1-rows", "zero2-rows", "zero3-rows-ppo-own"]
+LONGER += ["zero0-rows", "zero1-rows", "zero2-rows", "zero3-rows-ppo-own"]
 # What the cases are compared with: one process, without ZeRO, one answer at a time.
 PLAIN = {
     name: {**UPDATES[case], "deepspeed": "zero0", **packed(1)}
@@ -111,7 +112,7 @@ _tokens = sum(
     len(group.episodes[0].prompt_ids) + sum(len(e.completion_ids) - 1 for e in group.episodes) for group in RECORDED["equal"]
 )
 # So many answers at a time, side by side behind their prompts.
-CUTS = {"1": packed(1)} | {str(answers): packed(-(-_tokens * answers // ANSWERS)) for answers in (2, 4, 8, ANSWERS)}
+CUTS = {"1": packed(1)} | {str(answers): packed(-(-_tokens * answers // ANSWERS)) for answers in (8, ANSWERS)}
 GRADIENTS = {
     f"gradient-zero{zero}": {"deepspeed": f"zero{zero}", "kl": KL, "cuts": [cut["packing"] for cut in CUTS.values()]}
     for zero in range(4)
@@ -143,7 +144,7 @@ RESUMED = {
 
 def run(folder, processes, cases):
     (folder / "cases.json").write_text(json.dumps(cases))
-    on_ranks("tests.pipeline.zero_updates", folder, processes)
+    (on_ranks if torch.cuda.is_available() else on_forked_ranks)("tests.pipeline.zero_updates", folder, processes)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
@@ -281,7 +282,7 @@ def test_the_gradient_is_the_equations_for_every_cut_world_size_and_zero_stage(r
     assert all(torch.linalg.norm(x.double() - expected) / torch.linalg.norm(expected) <= 0.02 for x in rounded)
     passes = dict(zip(CUTS, results[1]["gradient-zero0"]["passes"], strict=True))
     assert passes["1"] == [1] * 20
-    for answers in (2, 4, 8, ANSWERS):  # the cuts are what their names say, within an answer
+    for answers in (8, ANSWERS):  # the cuts are what their names say, within an answer
         assert sum(passes[str(answers)]) == ANSWERS
         assert len(passes[str(answers)]) == -(-ANSWERS // answers)
         assert max(passes[str(answers)]) <= answers + 1

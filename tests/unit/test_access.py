@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows import servers
 from flows.access import access
 from flows.databases import in_folder, in_postgres
 from flows.server_process import demand_free, free_port
 from stages.store.errors import UserError
+from tests.requirements import require
 
 SECRETS = {
     "PREFECT_API_AUTH_STRING": "ann:first-secret",
@@ -54,6 +57,20 @@ def test_a_star_would_let_every_name_through() -> None:
         access("0.0.0.0", "a.example,*", asked=False, environment=SECRETS)
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "false"), ("true", "true")])
+def test_mlflow_server_starts_without_background_jobs_unless_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    started: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(servers, "Server", lambda *arguments: started.append(arguments))
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", chosen)
+    servers._mlflow(tmp_path, 5000, access("127.0.0.1", None, asked=False, environment={}), in_folder(tmp_path))
+    ((_, program, _, environment, *_),) = started
+    assert (program, environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"]) == ("mlflow", expected)
+
+
 def test_each_server_gets_its_own_secrets_only(tmp_path: Path) -> None:
     found = access("0.0.0.0", "a.example,10.0.0.7", asked=False, environment=SECRETS)
     inherited = {**SECRETS, "HOME": "/home/ann"}
@@ -97,7 +114,7 @@ def test_addresses_that_are_refused(address: str, names: tuple[str, str], said: 
 
 
 def test_a_postgres_that_is_not_there() -> None:
-    pytest.importorskip("psycopg2")
+    require("psycopg2")
     with pytest.raises(UserError, match=r"--postgres: PostgreSQL cannot be used .*refused"):
         in_postgres(f"postgresql://me@127.0.0.1:{free_port()}/", "a", "b")
 

@@ -8,9 +8,10 @@ from stages.engine import attention, attention_cpu
 from stages.engine.packed import alone, micro_batches
 from stages.engine.scorer import TokenScorer
 from stages.kernels import build
+from tests.requirements import needs
 from tests.unit.test_packed import copies, flat_gradient, grid, prefixed, texts
 
-needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+needs_compiler = needs("compiler")
 # S, G, L, C, H, K, d; rows are worked on by six, keys by sixteen, and nothing here comes out even.
 SHAPES = [
     (2, 3, 5, 4, 2, 2, 16),

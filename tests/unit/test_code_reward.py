@@ -1,7 +1,6 @@
 """The verdict on programs: honest ones pass, wrong ones do not, and a test that cannot be read gives no verdict."""
 
 import json
-import shutil
 import time
 
 import pytest
@@ -12,8 +11,9 @@ from stages.rewards.sandbox import Sandbox
 from stages.rewards.sandbox_boot import encode
 from stages.rewards.sandbox_watch import Ended
 from stages.store.config import semantic
+from tests.requirements import needs
 
-needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+needs_bubblewrap = needs("bubblewrap")
 SUMS = {"stdin": [{"input": "1 2\n", "output": "3\n"}, {"input": "10 -4\n", "output": "6"}]}
 ROTATE = {
     "asserts": [

@@ -16,6 +16,7 @@ from stages.rl import RLConfig
 from stages.store.config import external_paths, semantic
 from stages.store.errors import UserError
 from tests.conftest import ROOT
+from tests.requirements import needs
 from tests.unit.test_problems import DATA, jsonl
 
 NAMES, ITEMS = ["Tom", "Ann", "Raj", "Mei", "Eva"], ["pens", "well-used caps", "figs", "kites", "bolts", "small drums"]
@@ -75,7 +76,7 @@ def test_a_hundred_planted_leaks_are_found_and_located():
     assert cleaned.report()["n"] == 13 and len(cleaned.report()["left_out"]) == 100
 
 
-@pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="the real problems are not beside the clone")
+@needs("problem sets")
 def test_every_disguise_of_real_questions_is_found_among_real_ones():
     forms = {
         "gsm8k_test": "gsm8k",

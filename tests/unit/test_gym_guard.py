@@ -19,8 +19,9 @@ from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards
 from stages.rewards.verifiers import Asked, judge
 from stages.store.config import semantic
+from tests.requirements import require
 
-pytest.importorskip("reasoning_gym", reason="the extra `reasoning-gym` is not installed")
+require("reasoning-gym", allow_module_level=True)
 
 METADATA = {"numbers": [2, 3], "target": 6, "variable": "x", "integrand": "x", "valid_answers": []}
 """All that the scorers of the tasks that compute an answer read."""

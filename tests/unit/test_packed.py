@@ -1,5 +1,6 @@
 """Packed texts against the plain reference: transformers' own forward, one text at a time."""
 
+import functools
 import itertools
 import random
 
@@ -72,19 +73,26 @@ def flat_gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("work", ["joined", "masked"])
-@pytest.mark.parametrize("micro", [1, 20, 50, 10_000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("items", [texts(), grid(), copies(), prefixed()], ids=["texts", "grid", "copies", "prefixed"])
-def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, temperature, items, monkeypatch):
+ITEMS = {"texts": texts(), "grid": grid(), "copies": copies(), "prefixed": prefixed()}
+
+
+@functools.cache
+def one_at_a_time(kind, temperature):
+    """Weights of the texts, the gradient of their weighted log-probabilities, and these, by the plain reference."""
     # The model's pad id (0) is a token of the texts: its embedding must learn too.
-    model = tiny_llama()
+    model, items = tiny_llama(), ITEMS[kind]
     weights = torch.linspace(-1, 1, len(items), dtype=torch.float64)
     model.get_input_embeddings().padding_idx = None
-    loss = sum(w * plain_logp(model, item, temperature).sum() for w, item in zip(weights, items, strict=True))
-    loss.backward()
-    expected, expected_logp = flat_gradient(model), [plain_logp(model, item, temperature).detach() for item in items]
+    logps = [plain_logp(model, item, temperature) for item in items]
+    sum(weight * logp.sum() for weight, logp in zip(weights, logps, strict=True)).backward()
+    return weights, flat_gradient(model), [logp.detach() for logp in logps]
 
+
+@pytest.mark.parametrize("work", ["joined", "masked"])
+@pytest.mark.parametrize(("temperature", "micro"), [(0.7, 1), (0.7, 20), (0.7, 50), (0.7, 10_000), (1.0, 20)])
+@pytest.mark.parametrize("kind", ITEMS)
+def test_log_probabilities_and_gradient_equal_one_text_at_a_time(work, micro, temperature, kind, monkeypatch):
+    items, (weights, expected, expected_logp) = ITEMS[kind], one_at_a_time(kind, temperature)
     if work == "masked":
         monkeypatch.setattr(attention, "_joined", attention._masked)
     model = tiny_llama()

@@ -26,6 +26,7 @@ from stages.store.config import semantic
 from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from tests.conftest import ROOT
+from tests.requirements import require
 from tests.unit.test_problems import jsonl
 
 POEMS = {"a poem": 0.25, "a worse poem": -1.0, "5": 0.0, "6": 0.0}
@@ -143,7 +144,7 @@ def test_each_part_is_judged_by_its_own_verifier_all_at_once(monkeypatch):
 
 
 def test_a_mixture_of_math_gym_and_general_prompts(tmp_path, liked):
-    pytest.importorskip("reasoning_gym")
+    require("reasoning-gym")
     gym = GymSource(task="chain_sum", count=1, verifier="reasoning_gym")
     (made,) = load_problem_set(gym, "problems").problems
     stated = formed(made.answer)

@@ -13,6 +13,7 @@ from stages.problems.templates import Example, Template
 from stages.problems.toy import ToySource
 from stages.rewards.score import Rewards, final_answer, score
 from stages.store.errors import UserError
+from tests.requirements import needs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -137,7 +138,7 @@ def test_templates():
         Template(name="question", examples=worked.examples)
 
 
-@pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="GSM8K is not beside the clone")
+@needs("problem sets")
 @pytest.mark.parametrize("verifier", ["numeric", "math"])
 def test_gsm8k_references_judge_themselves_right_and_their_neighbours_wrong(verifier):
     problems = load_problems(FileSource(path=str(DATA / "gsm8k_test.jsonl"), answer_after="####"), "problems")

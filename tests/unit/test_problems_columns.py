@@ -10,6 +10,7 @@ from stages.problems.columns import FORMATS, last_boxed
 from stages.problems.sources import FileSource, HubSource, load_problem_set, load_problems
 from stages.store.config import semantic
 from stages.store.errors import UserError
+from tests.requirements import needs
 from tests.unit.test_problems import DATA, jsonl
 
 # Lines counted with `wc -l` (the MAWPS file's last has no end); MAWPS asks some questions several times.
@@ -23,7 +24,7 @@ REAL = [
 ]
 
 
-@pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="the real problems are not beside the clone")
+@needs("problem sets")
 @pytest.mark.parametrize(("name", "form", "lines", "repeated", "first"), REAL)
 def test_every_real_file_loads_whole_with_its_ready_map(name, form, lines, repeated, first):
     path = DATA / f"{name}.jsonl"

@@ -16,8 +16,9 @@ from stages.problems.sources import MixtureSource, Part, ProblemSource, load_pro
 from stages.rewards.gym_guard import refused
 from stages.store.errors import UserError
 from tests.conftest import ROOT
+from tests.requirements import require
 
-gym = pytest.importorskip("reasoning_gym", reason="the extra `reasoning-gym` is not installed")
+require("reasoning-gym", allow_module_level=True)
 
 WITHOUT_ANSWER = {"boxnet", "rush_hour"}
 """Tasks that give no right answer, not even as an example."""

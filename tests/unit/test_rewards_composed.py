@@ -22,6 +22,7 @@ from stages.rewards.verifiers import VERIFIERS, Asked, Verifier, canaries_missed
 from stages.rollout.records import read_groups, write_groups
 from stages.store.errors import UserError
 from tests.conftest import ROOT, group_of
+from tests.requirements import require
 
 OWN = "tests.unit.reward_functions"
 RIGHT, WRONG = "<think>4*3=5,f+c=a</think><answer>5</answer>", "<think>4*3=5,f+c=a</think><answer>6</answer>"
@@ -151,7 +152,7 @@ def test_the_table_of_verifiers_is_whole():
 @pytest.mark.parametrize("verifier", ["exact", "numeric", "math", "reasoning_gym"])
 def test_canaries_live(verifier):
     if verifier == "reasoning_gym":
-        pytest.importorskip("reasoning_gym")
+        require("reasoning-gym")
     assert canaries_missed(Rewards(verifier=verifier, verify_timeout_s=20.0)) == []
     assert {verdict for _, verdict in VERIFIERS[verifier].canaries} >= {"right", "wrong"}
 
@@ -162,7 +163,9 @@ def test_a_verifier_that_fails_misses_its_canaries(monkeypatch):
 
 
 def test_reasoning_gyms_own_scorer():
-    gym = pytest.importorskip("reasoning_gym")
+    require("reasoning-gym")
+    import reasoning_gym as gym
+
     rewards = Rewards(verifier="reasoning_gym", verify_timeout_s=20.0)
     for task in ("countdown", "chain_sum", "basic_arithmetic"):
         item = gym.create_dataset(task, size=1, seed=3)[0]

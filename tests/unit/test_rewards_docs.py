@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 
 from tests.conftest import ROOT
+from tests.requirements import require
 
 MODULES = sorted(path.stem for path in (ROOT / "stages/rewards").glob("*.py"))
 ENGINE_ROOM = {
@@ -31,7 +32,7 @@ SANDBOX = {"sandbox", "sandbox_boot", "sandbox_calls", "sandbox_watch"}
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     if name == "gym":
-        pytest.importorskip("reasoning_gym")
+        require("reasoning-gym")
     found = doctest.testmod(import_module(f"stages.rewards.{name}"))
     assert found.failed == 0
     assert found.attempted or name in ENGINE_ROOM | SANDBOX

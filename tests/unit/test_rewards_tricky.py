@@ -13,6 +13,7 @@ from stages.rewards.cost import too_big
 from stages.rewards.math_pool import MathPool
 from stages.rewards.score import Rewards, score
 from stages.rewards.tags import boxes
+from tests.requirements import require
 from tests.unit.hanging_answers import LIMIT_S, mixed, untold
 from tests.unit.tricky_answers import MATH, TEXTS
 
@@ -53,9 +54,8 @@ def test_what_is_too_big_to_be_computed(text, big):
 
 def solutions(name):
     """(reference, answer as the solution states it) of a file; skips where it is absent."""
+    require("problem sets")
     path = DATA / name
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if "solution" in rows[0]:
         return [(row["answer"], boxes(row["solution"])[-1]) for row in rows]

@@ -81,7 +81,8 @@ def test_an_answer_ends_at_any_declared_end_token_or_at_the_limit(engine):
 @pytest.mark.parametrize("stop", [("</answer>",), ("é",), (" fin",), ("ok ",), ("</answer>", "\n\n")])
 def test_only_a_token_that_may_finish_a_stop_text_is_looked_at(stop):
     """Over random tokens of bytes and pieces: a text that has the stop where it had none before ends with such a token."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     made = tokenizers.ByteLevelBPETokenizer()
     made.train_from_iterator([f"a{text}b{text} </a> > é è" for text in (*stop, "</answer>\n\n fin ok ")] * 9, vocab_size=300)
     chosen, found, rng = Finishing(made, stop), 0, random.Random(0)

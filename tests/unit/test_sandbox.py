@@ -21,8 +21,9 @@ from stages.rewards.sandbox_watch import cause
 from stages.store.errors import UserError
 from tests.conftest import ROOT
 from tests.faults.hostile import PROGRAMS, Hostile
+from tests.requirements import needs, require
 
-needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+needs_bubblewrap = needs("bubblewrap")
 TOKEN = "what-no-program-may-read"
 LIMITS = Sandbox(time_s=120.0, cpu_s=1, memory_mb=192, processes=8, output_kb=256, disk_mb=4)
 QUICK = LIMITS.model_copy(update={"time_s": 0.5})
@@ -298,8 +299,7 @@ def test_limits_hold_in_the_unsafe_mode_too(source, reason) -> None:
     [("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "x86_64"), ("/usr/include/asm-generic/unistd.h", "aarch64")],
 )
 def test_numbers_of_calls_are_the_kernels(path, machine) -> None:
-    if not Path(path).exists():
-        pytest.skip("no headers of the kernel")
+    require("x86-64 kernel headers" if machine == "x86_64" else "kernel headers")
     words = [line.split() for line in Path(path).read_text().splitlines() if line.startswith("#define __NR")]
     numbers = {w[1].removeprefix("__NR3264_").removeprefix("__NR_"): w[2] for w in words if len(w) > 2}
     assert {name: numbers[name] for name in REFUSED[machine]} == {name: str(n) for name, n in REFUSED[machine].items()}

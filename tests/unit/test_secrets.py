@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import os
 import subprocess
 import sys
 from urllib.parse import quote
@@ -18,6 +17,7 @@ from stages.store.log_filter import KEPT, LONGEST, filtered_log
 from stages.store.secrets import Secrets
 from stages.store.streams import without_secrets
 from tests.conftest import ROOT
+from tests.requirements import require
 
 QUICK = ROOT / "configs" / "quickstart.yaml"
 VALUE = 'p/ä"s+s wörd'
@@ -200,8 +200,7 @@ def test_a_line_without_end_is_written_and_filtered(secret, tmp_path):
 
 
 def test_a_full_disk_holds_nobody_up(tmp_path):
-    if not os.access("/dev/full", os.W_OK):
-        pytest.skip("no /dev/full")
+    require("/dev/full")
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with filtered_log(tmp_path / "log.txt") as pipe:
         for _ in range(40):

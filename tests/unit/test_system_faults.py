@@ -184,21 +184,13 @@ def test_reason_of_an_earlier_start_is_not_taken_for_this_one(tmp_path: Path) ->
     assert start_fault("the server", tmp_path / "none", 0, "x") is None
 
 
-@pytest.fixture(scope="module")
-def tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's, made once."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    Connection(default_uri(folder), "t").client()
-    return folder / "mlflow.db"
-
-
 @pytest.mark.parametrize("harm", ["another version", "damaged"])
-def test_tracking_database_that_mlflow_cannot_use_says_what_to_do(tmp_path: Path, tracking_database: Path, harm: str) -> None:
+def test_tracking_database_that_mlflow_cannot_use_says_what_to_do(tmp_path: Path, mlflow_database: Path, harm: str) -> None:
     place = tmp_path / "mlflow.db"
     if harm == "damaged":
         place.write_bytes(b"no database at all " * 400)
     else:
-        place.write_bytes(tracking_database.read_bytes())
+        place.write_bytes(mlflow_database.read_bytes())
         with sqlite3.connect(place) as connection:
             connection.execute("UPDATE alembic_version SET version_num = ?", (UNKNOWN_REVISION,))
     with pytest.raises(UserError) as caught:

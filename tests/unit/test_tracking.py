@@ -1,6 +1,7 @@
 """MLflow fed from journals: whole curves whatever happened to the process, the stage or the server."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -31,9 +32,9 @@ DOCUMENT = {
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    """One database for the module: making its tables takes two seconds."""
-    return default_uri(tmp_path_factory.mktemp("mlflow"))
+def uri(tmp_path_factory, mlflow_database):
+    """One database for the module."""
+    return default_uri(Path(shutil.copy(mlflow_database, tmp_path_factory.mktemp("runs"))).parent)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.untrusted.readers import NOT_SAMPLED, READERS
 from tests.untrusted.texts import FRAGMENTS, TEXTS, large_texts
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES, MANY = 60, 2000
+EXAMPLES, MANY = 24, 2000
 """Texts drawn for each reader, fast and slow."""
 SMALL, SMALL_S = 20_000, 0.6
 """Characters of a patterned text in the fast test, seconds of processor time for it: a quadratic reader takes longer."""
