@@ -4,7 +4,7 @@ import contextlib
 import signal
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -15,11 +15,11 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from flows.artifacts import END_SECONDS, Artifacts
-from flows.prefect_home import mlflow_server
 from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.report import page_at_end
+from flows.run_tracking import begin_tracking, end_tracking
 from flows.selection import select
 from flows.side_by_side import go_through
 from flows.stage_task import failed, stage_task
@@ -37,6 +37,8 @@ LONGEST_DELAY = 600.0
 """Seconds that the pause before a new attempt of a stage grows to."""
 JITTER = 0.5
 """By this share of it a pause varies, so that runs that failed together don't all come back together."""
+_REQUESTS = (KeyboardInterrupt, TerminationSignal)
+"""What a request to end this process raises."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
 
 
@@ -123,7 +125,7 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
     tracking: Any = None
     try:
         selection = select(recipe, content["from"], content["until"], content["fresh"])
-        tracking = _tracking(record, recipe, page)
+        tracking = begin_tracking(record, page.note, str(flow_run.id) if flow_run.id else None)
         page.curves()
         work = Work(recipe, record, page, tracking, selection, manner.parallel)
         error = go_through(selection.order, work.needs, manner.parallel, lambda name: _stage(work, name, manner), work.floor)
@@ -142,18 +144,12 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         raise
     finally:
         # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
-        html = None if status == "interrupted" else page_at_end(record, status, said, page.note)
+        html = None if status == "interrupted" else page_at_end(record, status, said, page.note, _REQUESTS)
         if tracking is not None:
-            if html is not None:
-                tracking.artifact(html)
-            endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
-            results = record.results()
             # A request to end now ends this wait only: what the stages came to is settled.
-            with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
-                tracking.finish(endings.get(status, "FAILED"), results, record.remarks())
-            for name, run_id in tracking.run_ids.items():
-                record.stages[name]["mlflow_run_id"] = run_id
-            record.update(models=results, mlflow={**record.content["mlflow"], **_ids(tracking)})
+            with contextlib.suppress(*_REQUESTS):
+                end_tracking(tracking, record, status, html)
+            record.update(models=record.results())
         record.update(status=status, error=said)
         page.results()
         page.close(INTERRUPTED_SECONDS if status == "interrupted" else END_SECONDS)
@@ -175,37 +171,3 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
     if (error := work.errors.get(name)) is None:
         state.result()
     return error
-
-
-def _tracking(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts) -> Any:
-    from stages.tracking.mlflow_runs import PipelineTracking, default_uri
-
-    uri = recipe.tracking.uri or mlflow_server(recipe.runs) or _earlier_server(record) or default_uri(recipe.runs)
-    experiment = recipe.tracking.experiment or recipe.name
-    tags = {"config_file": str(record.content["config_file"])}
-    if flow_run.id:
-        tags["prefect_flow_run_id"] = str(flow_run.id)
-    earlier = record.content["mlflow"]["parent_run_id"]
-    tracking = PipelineTracking(
-        uri,
-        experiment,
-        record.name,
-        earlier,
-        document=record.content["document"],
-        tags=tags,
-        identity=f"{record.name} {record.content['started']}",
-        note=page.note,
-    )
-    record.update(mlflow={"tracking_uri": uri, "experiment": experiment, **_ids(tracking)})
-    return tracking
-
-
-def _earlier_server(record: RunRecord) -> str | None:
-    """The MLflow server that a continued run was recorded by; a file would have moved with the runs folder."""
-    uri: str | None = record.content["mlflow"]["tracking_uri"]
-    return uri if uri and uri.startswith(("http://", "https://")) else None
-
-
-def _ids(tracking: Any) -> dict[str, str | None]:
-    """MLflow's ids; None as long as it has not answered."""
-    return {"parent_run_id": tracking.parent_run_id or None, "experiment_id": tracking.experiment_id or None}
