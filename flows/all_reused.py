@@ -5,6 +5,7 @@ Only the good case is dealt with here. Whatever has to be computed, said or stop
 
 from collections.abc import Callable
 
+from flows.gates import heed
 from flows.preflight.scope import unfinished
 from flows.record import RunRecord
 from flows.report import page_at_end
@@ -48,6 +49,7 @@ def record_reused(
         facts = {"folder": str(stage.folder.path), "fingerprint": manifest.fingerprint, "remarks": manifest.remarks}
         record.stages[name].update(facts, status="reused", seconds=manifest.wall_seconds)
         note(f"{name}: finished before, reused")
+        heed(name, recipe.stages[name], manifest, record.name, note)
     page_at_end(record, "done", None, note)
     experiment = recipe.tracking.experiment or recipe.name
     uri = recipe.tracking.uri or default_uri(recipe.runs)

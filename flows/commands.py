@@ -112,7 +112,9 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
     runs = record.folder.path.parents[1]
     with prefect_server(runs) as wait:
         from flows.pipeline import Manner, run_pipeline
+        from flows.progress import PLAIN
 
+        PLAIN.set(options.json)
         wait()
         status = run_pipeline(record, Manner(options.retries, options.retry_delay, options.parallel))
         if status is ExitStatus.DONE:
@@ -125,6 +127,7 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
 
 def _conclude(record: Any, options: argparse.Namespace, status: ExitStatus) -> Answer:
     """Say how the run ended, and what came of it."""
+    from flows.conclusion import learned, next_commands
     from flows.results import results_table, run_document, where_to_look
     from stages.store.streams import lead_nowhere
 
@@ -134,9 +137,15 @@ def _conclude(record: Any, options: argparse.Namespace, status: ExitStatus) -> A
         print(f"r1: go on with `r1 resume {record.name}`", file=sys.stderr)
     if not options.json:
         try:
+            done = status is ExitStatus.DONE
+            if done:
+                print(learned(record))
             if models := record.results():
                 print(results_table(models))
-            print(where_to_look(record), flush=True)
+            print(where_to_look(record))
+            if done:
+                print("next:", *next_commands(record), sep="\n")
+            sys.stdout.flush()
         except BrokenPipeError:  # nobody reads it; how the run ended is still said by the exit status
             lead_nowhere(sys.stdout)
     return status, run_document(record)

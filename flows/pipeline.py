@@ -25,6 +25,7 @@ from flows.side_by_side import go_through
 from flows.stage_task import failed, stage_task
 from flows.work import TELLING_ERRORS, Work
 from stages.recipe import ResolvedRecipe, resolve
+from stages.store.config import StageConfig, stage_inputs
 from stages.store.errors import ExitStatus, GateClosed, Interrupted, UserError
 from stages.store.folders import PipelineFolder
 from stages.store.streams import without_secrets
@@ -100,7 +101,9 @@ def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) ->
     Raises Abort, with which Prefect's engine reports nothing, when it cannot.
     """
     try:
-        error = run_stages(record, recipe, Artifacts(on_standard_error(), record), manner)
+        order = select(recipe, record.content["from"], record.content["until"]).order
+        graph = {name: (recipe.stages[name].kind, _inputs(recipe.stages[name])) for name in order}
+        error = run_stages(record, recipe, Artifacts(on_standard_error(record.name, graph), record), manner)
         if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
             flush_events(record.name)
             return failed(error) if error else Completed()
@@ -171,3 +174,7 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
     if (error := work.errors.get(name)) is None:
         state.result()
     return error
+
+
+def _inputs(config: StageConfig) -> list[str]:
+    return [source for source, _ in stage_inputs(config).values()]

@@ -37,7 +37,7 @@ def stage_task(work: Work, name: str) -> State[None]:
     work.errors.pop(name, None)
     try:
         status = finish_stage(work, name)
-        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress)
+        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress.note)
     except TELLING_ERRORS as error:
         work.errors[name] = error
         return failed(error)

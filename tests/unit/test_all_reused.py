@@ -112,12 +112,12 @@ def test_all_finished_leaves_a_gate_that_stops_to_the_run(tmp_path: Path, verdic
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    toy = {"problems": {"source": "toy", "count": 4}, "rewards": {"verifier": "exact"}}
+    toy = {"held_out": {"source": "toy", "count": 4, "split": "held_out"}, "rewards": {"verifier": "exact"}}
     more = {
         "one": {"kind": "model", "path": str(model)},
         "two": {"kind": "model", "path": str(model), "seed": 1},
         "compared": {"kind": "evaluate", "models": ["one", "two"], **toy},
-        "better": {"kind": "gate", "model": "two", "better_than": "one", "otherwise": otherwise},
+        "better": {"kind": "gate", "model": "two", "better_than": "one", "evaluation": "compared", "otherwise": otherwise},
     }
     recipe = load_recipe(recipe_file(tmp_path, more))
     finish(recipe, {"gate": {"verdict": verdict, "says": "…"}})
