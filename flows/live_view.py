@@ -119,7 +119,7 @@ def _tree(view: RunView, signs: _Signs, deepest: int) -> Iterator[tuple[str, str
 
 def _row(prefix: str, stage: StageView, column: int, width: int, now: float, signs: _Signs) -> Text:
     style = _STYLES[stage.status]
-    row = Text(prefix, style="dim")
+    row = Text.assemble((prefix, "dim"))
     row.append(f"{signs.states[stage.status]} {single_line(stage.name)}", style)
     row.append(" " * max(2, column + 2 - row.cell_len))
     if stage.status == "running":
@@ -151,7 +151,7 @@ def _progress(row: Text, stage: StageView, width: int, now: float, signs: _Signs
 
 def _figures(before: str, stage: StageView, width: int, ascii_only: bool) -> Text:
     assert stage.line is not None
-    row = Text(f"{before}    ", style="dim")
+    row = Text.assemble((f"{before}    ", "dim"))
     figures = {label: text for label, text in shown_figures(stage.line).items() if label not in ("tokens/s", stage.curve_name)}
     rest = "".join(f"  {label} {text}" for label, text in figures.items())
     alarm = "".join(f"  alarm {single_line(name)}" for name in alarms(stage.line))

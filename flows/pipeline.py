@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from flows.artifacts import END_SECONDS, Artifacts
+from flows.launchers.forked import Forks
 from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
+from flows.preflight.gpus import local_gpus
+from flows.preflight.scope import unfinished
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.report import page_at_end
 from flows.run_tracking import begin_tracking, end_tracking
-from flows.selection import select
+from flows.selection import Selection, select
 from flows.side_by_side import go_through
 from flows.stage_task import failed, stage_task
 from flows.work import TELLING_ERRORS, Work
@@ -38,6 +42,8 @@ LONGEST_DELAY = 600.0
 """Seconds that the pause before a new attempt of a stage grows to."""
 JITTER = 0.5
 """By this share of it a pause varies, so that runs that failed together don't all come back together."""
+FORKED_STAGES = 4
+"""Stages to compute from which on a fork server is worth what it takes to start."""
 _REQUESTS = (KeyboardInterrupt, TerminationSignal)
 """What a request to end this process raises."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
@@ -126,11 +132,13 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
     content = record.content
     status, said, error = "failed", None, None
     tracking: Any = None
+    forks: Forks | None = None
     try:
         selection = select(recipe, content["from"], content["until"], content["fresh"])
         tracking = begin_tracking(record, page.note, str(flow_run.id) if flow_run.id else None)
         page.curves()
-        work = Work(recipe, record, page, tracking, selection, manner.parallel)
+        forks = _forks(record, recipe, selection)
+        work = Work(recipe, record, page, tracking, selection, manner.parallel, forks)
         error = go_through(selection.order, work.needs, manner.parallel, lambda name: _stage(work, name, manner), work.floor)
         if error is not None:
             raise error
@@ -146,6 +154,8 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         status = said = "interrupted"
         raise
     finally:
+        if forks is not None:
+            forks.stop()
         # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
         html = None if status == "interrupted" else page_at_end(record, status, said, page.note, _REQUESTS)
         if tracking is not None:
@@ -178,3 +188,10 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
 
 def _inputs(config: StageConfig) -> list[str]:
     return [source for source, _ in stage_inputs(config).values()]
+
+
+def _forks(record: RunRecord, recipe: ResolvedRecipe, selection: Selection) -> Forks | None:
+    """What forks the stages of a run that has several to compute; CUDA and the libraries of macOS do not survive a fork."""
+    if sys.platform != "linux" or local_gpus() or len(unfinished(recipe, selection)[0]) < FORKED_STAGES:
+        return None
+    return Forks(record.folder.path / "fork-server.log")

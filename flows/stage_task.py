@@ -129,6 +129,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
             share=share(name, work.selection.order, work.needs, work.parallel),
             variables=variables,
             check=work.floor.check,
+            forks=work.forks,
         )
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
         manifest = _believe(name, folder, record, _named(outcome, work))
