@@ -16,6 +16,7 @@ CURVES = {
     "train/loss": "loss",
 }
 """Metric of a journal -> its name in the view; a stage shows the curve of the first that its lines have."""
+_ENDS: dict[str, Status] = {"done": "done", "failed": "failed", "interrupted": "interrupted"}
 RECENT = 10
 """Steps over which the time of one is averaged."""
 
@@ -89,4 +90,4 @@ class RunView:
         """A stage has ended; one that is reused has not begun before."""
         view = self.stages[stage]
         view.seconds = seconds
-        view.status = status if status in ("done", "failed", "interrupted") else "reused"
+        view.status = _ENDS.get(status, "reused")

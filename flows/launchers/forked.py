@@ -17,6 +17,7 @@ from typing import IO
 
 from flows.launchers import Job
 from flows.process_tree import MARK_VARIABLE, ProcessTree
+from stages.store.log_filter import filtered_log
 
 MODULES = (
     "torch",
@@ -50,7 +51,8 @@ class ForkServer:
         self.environment = dict(environment)
         self._connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "flows.launchers.fork_server", str(other.fileno()), *modules]
-        with log.open("wb") as file, other:
+        # A pipe, as a stage's own log is: a text stream that was made for a file does not work on a pipe.
+        with filtered_log(log, wait_s=0) as file, other:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -103,7 +105,7 @@ class ForkServer:
         """End it. Stages that still run go on."""
         self._connection.close()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(1.0)
         except subprocess.TimeoutExpired:  # still loading
             self._process.kill()
             self._process.wait()

@@ -48,7 +48,7 @@ def test_render_shows_graph_states_and_figures_at_80_columns() -> None:
         "toy-1  1 of 5 stages done  41 s",
         "✓ base                 done  10.0 s",
         "├─▸ zero               ━━━━━━────────────  20/60  1 min 0 s left  1,234 tokens/s",
-        "│     accuracy 0.42 ▁▁▂▂▃▃▃▄▄▄▅▅▅▆▆▆▇▇██ 0.80  reward 0.50  length 14",
+        "│     accuracy 0.42 ▁▁▂▂▂▃▃▄▄▄▅▅▅▆▆▇▇▇██ 0.80  reward 0.50  length 14",
         "│ └─· evaluation.zero  evaluate_model",
         "│   └─· evaluation     summary",
         "└─· evaluation.base    evaluate_model",

@@ -1,4 +1,4 @@
-"""Runs that reused every stage while no server was there, sent later: what MLflow and Prefect get, and when it stays waiting."""
+"""Runs that reused every stage while no server was there, sent later: what MLflow and Prefect get, and when they wait on."""
 
 import contextlib
 from pathlib import Path
