@@ -1,5 +1,6 @@
 """What a run shows while it works, on standard error: one live view on a terminal, plain lines elsewhere."""
 
+import atexit
 import os
 import sys
 import threading
@@ -116,6 +117,7 @@ class Live:
             console=self._console, get_renderable=self._render, refresh_per_second=4, vertical_overflow="crop"
         )
         self._live.start()
+        atexit.register(self._live.stop)  # whatever ends the run, the cursor is shown again
 
     def _render(self) -> "Group":
         from rich.console import Group
@@ -155,6 +157,7 @@ class Live:
     def close(self) -> None:
         """Nothing more will come: the last view stays, and the terminal is as it was."""
         self._live.stop()
+        atexit.unregister(self._live.stop)
 
 
 def on_standard_error(name: str, graph: Mapping[str, tuple[str, Sequence[str]]]) -> Progress:

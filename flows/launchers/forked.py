@@ -37,8 +37,10 @@ MODULES = (
     "stages.summary",
 )
 """What most stages load, directly or not."""
-START_SECONDS = 60.0
-"""How long a stage waits for a server that is still loading; then it has an interpreter of its own, as without a server."""
+START_SECONDS = 120.0
+"""How long the server may take to load. Stages wait for it so long; then they have interpreters of their own."""
+LOOK_SECONDS = 1.0
+"""Pause between two looks whether a server that does not answer still lives."""
 END_SECONDS = 5.0
 """How long the status of a process that has ended may take to come."""
 
@@ -62,7 +64,7 @@ class ForkServer:
                 pass_fds=[other.fileno()],
                 start_new_session=True,
             )
-        self._lock, self._ready = threading.Lock(), False
+        self._lock, self._ready, self._loaded_by = threading.Lock(), False, time.monotonic() + START_SECONDS
         self._ended = dict[int, int]()
 
     def start(self, folder: Path, arguments: list[str], mark: Path, log: IO[bytes]) -> "Forked | None":
@@ -72,16 +74,35 @@ class ForkServer:
         with self._lock:
             try:
                 if not self._ready:
-                    self._connection.settimeout(START_SECONDS)
+                    self._connection.settimeout(max(0.1, self._loaded_by - time.monotonic()))
                     self._ready = bool(self._connection.recv(1024))
                 if not self._ready:
                     return None
+                self._connection.settimeout(LOOK_SECONDS)
                 socket.send_fds(self._connection, [request], [log.fileno()])
-                while "status" in (message := json.loads(self._connection.recv(1024) or b"null") or {}):
-                    self._ended[message["pid"]] = message["status"]
-            except (OSError, ValueError):
+                pid = self._forked()
+            except OSError:
                 return None
-            return Forked(self, message["pid"], mark) if message else None
+            return None if pid is None else Forked(self, pid, mark)
+
+    def _forked(self) -> int | None:
+        """The pid that the server answers; None when it is gone.
+
+        While it lives it is waited for: it may have forked, and the stage must not run twice.
+        """
+        while True:
+            try:
+                data = self._connection.recv(1024)
+            except TimeoutError:
+                if self._process.poll() is None:
+                    continue
+                return None
+            if not data:
+                return None
+            message = json.loads(data)
+            if "status" not in message:
+                return int(message["pid"])
+            self._ended[message["pid"]] = message["status"]
 
     def status(self, pid: int) -> int | None:
         """Exit status of a stage (negative: a signal's number), None while it runs."""
@@ -95,8 +116,6 @@ class ForkServer:
                 pass
             except OSError:
                 self._ready = False
-            finally:
-                self._connection.settimeout(START_SECONDS)
             if pid not in self._ended and self._process.poll() is not None and not _runs(pid):
                 return 1  # the server is gone, and the stage's status with it; what it left says how it ended
             return self._ended.get(pid)
