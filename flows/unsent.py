@@ -51,6 +51,7 @@ def send(runs: Runs, note: Callable[[str], None]) -> None:
 
 
 def _send(folder: PipelineFolder, note: Callable[[str], None]) -> None:
+    from prefect.client.schemas.objects import State
     from prefect.states import Completed
 
     from flows.artifacts import Artifacts
@@ -74,7 +75,7 @@ def _send(folder: PipelineFolder, note: Callable[[str], None]) -> None:
     if not tracking.parent_run_id:
         return
     with impatient_client() as client:
-        state = Completed(message="every stage was reused")
+        state: State[None] = Completed(message="every stage was reused")
         parameters = {"run": str(folder.path), **asdict(Manner())}
         flow_run = client.create_flow_run(pipeline, name=record.name, parameters=parameters, state=state)
     record.update(**{UNSENT: False})
