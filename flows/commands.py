@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -115,6 +116,7 @@ def _go(record: Any, options: argparse.Namespace) -> Answer:
         from flows.progress import PLAIN
 
         PLAIN.set(options.json)
+        importlib.import_module("stages.tracking.mlflow_runs")  # takes seconds, in which the server starts
         wait()
         status = run_pipeline(record, Manner(options.retries, options.retry_delay, options.parallel))
         if status is ExitStatus.DONE:

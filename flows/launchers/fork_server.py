@@ -16,7 +16,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from stages.store.python_switches import restart_without_switches
+from stages.store.python_switches import SWITCHES, restart_without_switches
 
 WAIT_SECONDS = 0.1
 """Pause between two looks for stages that have ended."""
@@ -76,7 +76,7 @@ def _become_stage(request: dict[str, Any], log: int) -> NoReturn:
     os.close(nothing)
     os.close(log)
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update({name: value for name, value in request["environment"].items() if name not in SWITCHES})
     os.chdir(request["folder"])
     from stages.__main__ import main as run
 

@@ -31,7 +31,8 @@ PROGRAMS = ("tests.pipeline.forked_programs",)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(environment(Compute(threads=1), 1), tmp_path_factory.mktemp("server") / "log", PROGRAMS)
+    variables = environment(Compute(threads=1), 1) | {"PYTHONDEVMODE": "1"}  # in which libraries do not work
+    server = ForkServer(variables, tmp_path_factory.mktemp("server") / "log", PROGRAMS)
     yield server
     server.stop()
 
@@ -62,7 +63,8 @@ def appears(path: Path) -> str:
 def test_forked_stage_has_its_own_session_folder_environment_and_log(server: ForkServer, tmp_path: Path) -> None:
     facts = (
         "dict(pid=os.getpid(), session=os.getsid(0), folder=os.getcwd(), mark=os.environ['R1_ATTEMPT'],"
-        " threads=os.environ['OMP_NUM_THREADS'], stdin=sys.stdin.read())"
+        " threads=os.environ['OMP_NUM_THREADS'], stdin=sys.stdin.read(),"
+        " switched=[sys.flags.dev_mode, 'PYTHONDEVMODE' in os.environ])"
     )
     program = f"import json, os, sys; print('said', file=sys.stderr); print(json.dumps({facts}))"
     assert wait(started(server, tmp_path, program)) == 0

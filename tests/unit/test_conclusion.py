@@ -40,7 +40,7 @@ def test_learned_compares_each_trained_model_with_the_one_it_started_from(tmp_pa
 
 
 def test_learned_without_two_measured_models_counts_the_stages(tmp_path: Path) -> None:
-    said = "4 of 4 stages are finished; none of them compares a trained model with the one before."
+    said = "4 of 4 stages are finished; no evaluation compares a trained model with the one that it started from."
     assert learned(Measured(tmp_path, {"zero": (0.9, 0.01)}, SECTIONS)) == said
 
 
