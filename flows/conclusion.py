@@ -24,7 +24,8 @@ def learned(record: RunRecord) -> str:
     if parts:
         return single_line("; ".join(parts)) + "."
     done = sum(stage["status"] in FINISHED for stage in record.stages.values())
-    return f"{done} of {len(record.stages)} stages are finished; no evaluation compares a trained model with the one that it started from."
+    count = f"{done} of {len(record.stages)} stages are finished"
+    return f"{count}; no evaluation compares a trained model with the one that it started from."
 
 
 def _compared(record: RunRecord, name: str, results: dict[str, dict[str, float]]) -> str:
