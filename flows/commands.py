@@ -72,6 +72,7 @@ def start(options: argparse.Namespace, from_stage: str | None, until_stage: str 
 def resume(options: argparse.Namespace) -> Answer:
     """`r1 resume`: the same document, the same folders, the same MLflow runs."""
     from flows.record import RunRecord
+    from flows.unsent import UNSENT
 
     record = RunRecord.open(runs_of(options).pipeline(options.run))
     if record.status() == "running":
@@ -86,6 +87,7 @@ def resume(options: argparse.Namespace) -> Answer:
 
         amend(record, options.overrides)
     _demand_rest(record, options)
+    record.content.pop(UNSENT, None)  # it is sent now
     record.begin()
     print(f"run {record.name}", file=sys.stderr)
     return _go(record, options)
