@@ -66,7 +66,7 @@ def next_commands(record: RunRecord) -> list[str]:
     if model := next((stages[kind] for kind in ("rl", "sft", "toy_base", "model") if kind in stages), None):
         commands.append((f"r1 sample {run} {model}{place}", "ask the model"))
     commands += [
-        (f"r1 up{place}", "the curves in MLflow, the graph in Prefect"),
+        (f"r1 up{place}", "curves in MLflow, graph in Prefect"),
         (f"r1 report {run}{place}", "make the page again"),
         (f"r1 status {run}{place}", "its stages and their folders"),
     ]
