@@ -31,10 +31,11 @@ END_SECONDS = 5.0
 class Artifacts:
     """Shows a run's progress in Prefect, and wherever else it is shown (`shown`)."""
 
-    def __init__(self, shown: Progress, record: RunRecord) -> None:
+    def __init__(self, shown: Progress, record: RunRecord, flow_run_id: str | None = None) -> None:
+        """`flow_run_id`: the run in Prefect; by default the one that this thread is in."""
         self._shown, self._record = shown, record
         self._recipe = str(record.content["document"]["name"])
-        self._flow_run = _uuid(flow_run.id)
+        self._flow_run = _uuid(flow_run_id or flow_run.id)
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._waiting: dict[str, ArtifactCreate] = {}
         self._begun: dict[str, ArtifactCreate] = {}

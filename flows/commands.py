@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ def stage(options: argparse.Namespace) -> Answer:
 
 def start(options: argparse.Namespace, from_stage: str | None, until_stage: str | None, fresh: list[str]) -> Answer:
     """Begin a run of the recipe `options.config`, and see it through."""
+    from flows.all_reused import all_finished, record_reused
+    from flows.prefect_home import servers_named
     from flows.preflight.checks import demand
     from flows.record import RunRecord
     from flows.selection import select
@@ -54,15 +57,22 @@ def start(options: argparse.Namespace, from_stage: str | None, until_stage: str 
     from stages.store.folders import Runs
 
     recipe = load_recipe(options.config, options.overrides)
-    demand(recipe, select(recipe, from_stage, until_stage, fresh), options)
+    selection = select(recipe, from_stage, until_stage, fresh)
+    demand(recipe, selection, options)
     Runs(recipe.runs).prepare()
+    finished = None if servers_named(recipe.tracking.uri, recipe.runs) else all_finished(recipe, selection)
     record = RunRecord.create(recipe, options.config, from_stage, until_stage, fresh)
-    return _go(record, options)
+    print(f"run {record.name}", file=sys.stderr)
+    if finished is None:
+        return _go(record, options)
+    record_reused(record, recipe, finished, lambda line: print(line, file=sys.stderr, flush=True))
+    return _conclude(record, options, ExitStatus.DONE)
 
 
 def resume(options: argparse.Namespace) -> Answer:
     """`r1 resume`: the same document, the same folders, the same MLflow runs."""
     from flows.record import RunRecord
+    from flows.unsent import UNSENT
 
     record = RunRecord.open(runs_of(options).pipeline(options.run))
     if record.status() == "running":
@@ -77,7 +87,9 @@ def resume(options: argparse.Namespace) -> Answer:
 
         amend(record, options.overrides)
     _demand_rest(record, options)
+    record.content.pop(UNSENT, None)  # it is sent now
     record.begin()
+    print(f"run {record.name}", file=sys.stderr)
     return _go(record, options)
 
 
@@ -99,24 +111,45 @@ def _demand_rest(record: Any, options: argparse.Namespace) -> None:
 
 def _go(record: Any, options: argparse.Namespace) -> Answer:
     from flows.prefect_home import prefect_server
+
+    runs = record.folder.path.parents[1]
+    with prefect_server(runs) as wait:
+        from flows.pipeline import Manner, run_pipeline
+        from flows.progress import PLAIN
+
+        PLAIN.set(options.json)
+        importlib.import_module("stages.tracking.mlflow_runs")  # takes seconds, in which the server starts
+        wait()
+        status = run_pipeline(record, Manner(options.retries, options.retry_delay, options.parallel))
+        if status is ExitStatus.DONE:
+            from flows.unsent import send
+            from stages.store.folders import Runs
+
+            send(Runs(runs), lambda line: print(line, file=sys.stderr, flush=True))
+    return _conclude(record, options, status)
+
+
+def _conclude(record: Any, options: argparse.Namespace, status: ExitStatus) -> Answer:
+    """Say how the run ended, and what came of it."""
+    from flows.conclusion import learned, next_commands
     from flows.results import results_table, run_document, where_to_look
     from stages.store.streams import lead_nowhere
 
-    print(f"run {record.name}", file=sys.stderr)
-    with prefect_server(record.folder.path.parents[1]) as wait:
-        from flows.pipeline import Manner, run_pipeline
-
-        wait()
-        status = run_pipeline(record, Manner(options.retries, options.retry_delay, options.parallel))
     if record.content["error"]:
         print(f"r1: {record.content['error']}", file=sys.stderr)
     if status is ExitStatus.INTERRUPTED or status is ExitStatus.FAILED:
         print(f"r1: go on with `r1 resume {record.name}`", file=sys.stderr)
     if not options.json:
         try:
+            done = status is ExitStatus.DONE
+            if done:
+                print(learned(record))
             if models := record.results():
                 print(results_table(models))
-            print(where_to_look(record), flush=True)
+            print(where_to_look(record))
+            if done:
+                print("next:", *next_commands(record), sep="\n")
+            sys.stdout.flush()
         except BrokenPipeError:  # nobody reads it; how the run ended is still said by the exit status
             lead_nowhere(sys.stdout)
     return status, run_document(record)

@@ -1,15 +1,15 @@
 """What a run makes of a gate's verdict: it goes on, goes on with a word, or ends before any later stage."""
 
+from collections.abc import Callable
 from typing import Any
 
-from flows.progress import Progress
 from stages.gate import GateConfig
 from stages.store.config import StageConfig
 from stages.store.errors import GateClosed
 from stages.store.manifest import GATE, Manifest
 
 
-def heed(name: str, config: StageConfig, manifest: Manifest, run: str, progress: Progress) -> None:
+def heed(name: str, config: StageConfig, manifest: Manifest, run: str, note: Callable[[str], None]) -> None:
     """Raises GateClosed when the stage is a gate that stops the run, whose name is `run`.
 
     The verdict is the manifest's, and what follows from it the recipe's of today, so that a gate that was passed over with a
@@ -17,10 +17,10 @@ def heed(name: str, config: StageConfig, manifest: Manifest, run: str, progress:
     """
     if not isinstance(config, GateConfig):
         return
-    note: dict[str, Any] = manifest.notes[GATE]
+    judged: dict[str, Any] = manifest.notes[GATE]
     asked = f"`{config.model}` {'better than' if config.better_than else 'not worse than'} `{config.other}`"
-    said = f"{asked}: {note['verdict']}; {note['says']}"
-    if config.stops(note["verdict"]):
+    said = f"{asked}: {judged['verdict']}; {judged['says']}"
+    if config.stops(judged["verdict"]):
         mend = f"to go on all the same: `r1 resume {run} --set stages.{name}.otherwise=warn`"
         raise GateClosed(f"the gate `{name}` stopped the run: {said}; {mend}")
-    progress.note(f"{name}: {said}" + ("" if note["verdict"] == "passed" else "; the run goes on"))
+    note(f"{name}: {said}" + ("" if judged["verdict"] == "passed" else "; the run goes on"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.launchers import Job, log_name, start
+from flows.launchers.forked import Forks
 from stages.store.config import Compute
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import read_json, write_json
@@ -22,7 +23,7 @@ from stages.tracking.journal import Follower, Line
 
 GRACE_SECONDS = 20.0
 """A Prefect worker kills 30 s after it asked; a checkpoint has to be whole before."""
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.1
 _STATUS = {
     "done": ExitStatus.DONE,
     "mistake": ExitStatus.MISTAKE,
@@ -57,14 +58,15 @@ def launch(
     check: Callable[[], None] = lambda: None,
     attempt: Path | None = None,
     node: int = 0,
+    forks: Forks | None = None,
 ) -> Outcome:
     """Run one attempt of the stage whose config lies in `folder`, and wait for its end.
 
     `on_line` gets every journal line as it comes, `note` what else the user should know. `command` replaces the stage's own
     command (the attempt's folder is appended). `share`: stages that may run at once, by which the cores are divided;
-    `variables`: more of the environment. `attempt`: its folder, by default a new one; `node`: number of this machine. An
-    exception in this process (a signal, say, or one that `check`, which is called all the time, raises) ends the tree within
-    about `grace_s` and then goes on.
+    `variables`: more of the environment. `attempt`: its folder, by default a new one; `node`: number of this machine;
+    `forks`: what may fork the stage. An exception in this process (a signal, say, or one that `check`, which is called all the
+    time, raises) ends the tree within about `grace_s` and then goes on.
     """
     if attempt is None:
         attempt = folder.new_attempt(node)
@@ -73,7 +75,7 @@ def launch(
             old.unlink()
     journal, started = Follower(folder.journal), time.monotonic()
     with filtered_log(attempt / log_name(compute)) as log:
-        child = start(Job(folder, attempt, compute, node, command, share, variables or {}, note), log)
+        child = start(Job(folder, attempt, compute, node, command, share, variables or {}, note, forks), log)
         watchdog, complaint = Watchdog(attempt, compute.frozen_s, compute.silent_s), ""
         try:
             while child.poll() is None and not complaint:

@@ -2,9 +2,10 @@
 
 import contextlib
 import signal
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -15,16 +16,20 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from flows.artifacts import END_SECONDS, Artifacts
-from flows.prefect_home import mlflow_server
+from flows.launchers.forked import Forks
 from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
+from flows.preflight.gpus import local_gpus
+from flows.preflight.scope import unfinished
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.report import page_at_end
-from flows.selection import select
+from flows.run_tracking import begin_tracking, end_tracking
+from flows.selection import Selection, select
 from flows.side_by_side import go_through
 from flows.stage_task import failed, stage_task
 from flows.work import TELLING_ERRORS, Work
 from stages.recipe import ResolvedRecipe, resolve
+from stages.store.config import StageConfig, stage_inputs
 from stages.store.errors import ExitStatus, GateClosed, Interrupted, UserError
 from stages.store.folders import PipelineFolder
 from stages.store.streams import without_secrets
@@ -37,6 +42,10 @@ LONGEST_DELAY = 600.0
 """Seconds that the pause before a new attempt of a stage grows to."""
 JITTER = 0.5
 """By this share of it a pause varies, so that runs that failed together don't all come back together."""
+FORKED_STAGES = 4
+"""Stages to compute from which on a fork server is worth what it takes to start."""
+_REQUESTS = (KeyboardInterrupt, TerminationSignal)
+"""What a request to end this process raises."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
 
 
@@ -98,7 +107,9 @@ def run_and_report(record: RunRecord, recipe: ResolvedRecipe, manner: Manner) ->
     Raises Abort, with which Prefect's engine reports nothing, when it cannot.
     """
     try:
-        error = run_stages(record, recipe, Artifacts(on_standard_error(), record), manner)
+        order = select(recipe, record.content["from"], record.content["until"]).order
+        graph = {name: (recipe.stages[name].kind, _inputs(recipe.stages[name])) for name in order}
+        error = run_stages(record, recipe, Artifacts(on_standard_error(record.name, graph), record), manner)
         if wait_for_server(FAILED_SECONDS if error else AWAY_SECONDS, Lines().note):
             flush_events(record.name)
             return failed(error) if error else Completed()
@@ -121,11 +132,13 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
     content = record.content
     status, said, error = "failed", None, None
     tracking: Any = None
+    forks: Forks | None = None
     try:
         selection = select(recipe, content["from"], content["until"], content["fresh"])
-        tracking = _tracking(record, recipe, page)
+        tracking = begin_tracking(record, page.note, str(flow_run.id) if flow_run.id else None)
         page.curves()
-        work = Work(recipe, record, page, tracking, selection, manner.parallel)
+        forks = _forks(record, recipe, selection)
+        work = Work(recipe, record, page, tracking, selection, manner.parallel, forks)
         error = go_through(selection.order, work.needs, manner.parallel, lambda name: _stage(work, name, manner), work.floor)
         if error is not None:
             raise error
@@ -141,19 +154,15 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         status = said = "interrupted"
         raise
     finally:
+        if forks is not None:
+            forks.stop()
         # A run that was asked to end has no time for its page; `r1 resume` and `r1 report` make it.
-        html = None if status == "interrupted" else page_at_end(record, status, said, page.note)
+        html = None if status == "interrupted" else page_at_end(record, status, said, page.note, _REQUESTS)
         if tracking is not None:
-            if html is not None:
-                tracking.artifact(html)
-            endings: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"done": "FINISHED", "interrupted": "KILLED"}
-            results = record.results()
             # A request to end now ends this wait only: what the stages came to is settled.
-            with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
-                tracking.finish(endings.get(status, "FAILED"), results, record.remarks())
-            for name, run_id in tracking.run_ids.items():
-                record.stages[name]["mlflow_run_id"] = run_id
-            record.update(models=results, mlflow={**record.content["mlflow"], **_ids(tracking)})
+            with contextlib.suppress(*_REQUESTS):
+                end_tracking(tracking, record, status, html)
+            record.update(models=record.results())
         record.update(status=status, error=said)
         page.results()
         page.close(INTERRUPTED_SECONDS if status == "interrupted" else END_SECONDS)
@@ -177,35 +186,12 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
     return error
 
 
-def _tracking(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts) -> Any:
-    from stages.tracking.mlflow_runs import PipelineTracking, default_uri
-
-    uri = recipe.tracking.uri or mlflow_server(recipe.runs) or _earlier_server(record) or default_uri(recipe.runs)
-    experiment = recipe.tracking.experiment or recipe.name
-    tags = {"config_file": str(record.content["config_file"])}
-    if flow_run.id:
-        tags["prefect_flow_run_id"] = str(flow_run.id)
-    earlier = record.content["mlflow"]["parent_run_id"]
-    tracking = PipelineTracking(
-        uri,
-        experiment,
-        record.name,
-        earlier,
-        document=record.content["document"],
-        tags=tags,
-        identity=f"{record.name} {record.content['started']}",
-        note=page.note,
-    )
-    record.update(mlflow={"tracking_uri": uri, "experiment": experiment, **_ids(tracking)})
-    return tracking
+def _inputs(config: StageConfig) -> list[str]:
+    return [source for source, _ in stage_inputs(config).values()]
 
 
-def _earlier_server(record: RunRecord) -> str | None:
-    """The MLflow server that a continued run was recorded by; a file would have moved with the runs folder."""
-    uri: str | None = record.content["mlflow"]["tracking_uri"]
-    return uri if uri and uri.startswith(("http://", "https://")) else None
-
-
-def _ids(tracking: Any) -> dict[str, str | None]:
-    """MLflow's ids; None as long as it has not answered."""
-    return {"parent_run_id": tracking.parent_run_id or None, "experiment_id": tracking.experiment_id or None}
+def _forks(record: RunRecord, recipe: ResolvedRecipe, selection: Selection) -> Forks | None:
+    """What forks the stages of a run that has several to compute; CUDA and the libraries of macOS do not survive a fork."""
+    if sys.platform != "linux" or local_gpus() or len(unfinished(recipe, selection)[0]) < FORKED_STAGES:
+        return None
+    return Forks(record.folder.path / "fork-server.log")

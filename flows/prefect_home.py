@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from flows.process_birth import alive
 from flows.server_process import START_SECONDS, Server, free_port
 from stages.store.files import read_json
+from stages.tracking.default_uri import default_uri
 
 _CHOSEN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 _DEFAULTS = {
@@ -129,6 +130,26 @@ def mlflow_server(runs: Path) -> str | None:
         return None
     address: str = servers["mlflow"]["address"]
     return address
+
+
+def tracking_uri(chosen: str | None, runs: Path, earlier: str | None = None) -> str:
+    """Where a run is recorded by MLflow.
+
+    `chosen`: the recipe's `tracking.uri`; `earlier`: where a continued run was recorded. A file moves with the runs folder.
+    """
+    known = chosen or mlflow_server(runs)
+    return known or (earlier if earlier and is_http(earlier) else default_uri(runs))
+
+
+def servers_named(uri: str | None, runs: Path) -> bool:
+    """Whether somebody names a server to record runs: the user, the recipe (`uri`: its `tracking.uri`), or `r1 up`."""
+    chosen = any(os.environ.get(name) for name in (*_CHOSEN, "MLFLOW_TRACKING_URI"))
+    return chosen or is_http(uri or "") or running_servers(runs) is not None
+
+
+def is_http(uri: str) -> bool:
+    """Whether a tracking URI is a server's, not a file's."""
+    return uri.startswith(("http://", "https://"))
 
 
 def server_arguments(port: int, *, ui: bool, host: str = "127.0.0.1") -> list[str]:

@@ -1,11 +1,22 @@
-"""What a run shows while it works, on standard error: a bar per stage on a terminal, plain lines elsewhere."""
+"""What a run shows while it works, on standard error: one live view on a terminal, plain lines elsewhere."""
 
+import atexit
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
 
+from flows.printable import printable
 from stages.tracking.journal import Line
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+"""Whether a terminal too gets plain lines: set by commands with `--json`."""
 
 _SHOWN = {
     "reward/total": ("reward", "{:.2f}"),
@@ -41,9 +52,14 @@ def figures(line: Line) -> str:
     >>> figures(Line(1, 2, 0, {"reward/accuracy": 0.5, "rollout/length": 30.25, "train/loss": 1.0, "health/no_signal": 1.0}))
     'accuracy 0.50  length 30  alarm no_signal'
     """
-    found = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
-    shown = [f"{label} {form.format(value)}" for label, form, value in found if value is not None]
+    shown = [f"{label} {value}" for label, value in shown_figures(line).items()]
     return "  ".join([*shown, *(f"alarm {name}" for name in alarms(line))])
+
+
+def shown_figures(line: Line) -> dict[str, str]:
+    """Label -> text of each figure worth watching that the step has."""
+    found = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
+    return {label: form.format(value) for label, form, value in found if value is not None}
 
 
 def alarms(line: Line) -> list[str]:
@@ -56,7 +72,7 @@ class Lines:
     """Plain lines, for each stage at most one in ten seconds while it runs, and one for each new alarm."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
-        self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._write = write or (lambda text: print(printable(text), file=sys.stderr, flush=True))
         self._next = dict[str, float]()
         self._alarms = dict[str, list[str]]()
 
@@ -85,50 +101,69 @@ class Lines:
         """Nothing more will come."""
 
 
-class Bars:
-    """Bars that stay where they are; for terminals."""
+class Live:
+    """One view of the whole run that stays where it is; for terminals (flows/live_view.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, graph: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        """`graph`: stage -> its kind and the stages that it needs, in running order."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
+        from rich.live import Live as RichLive
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
+        from flows.live_state import RunView
+
+        self._view, self._lock = RunView.of(name, graph, time.monotonic()), threading.Lock()
+        self._console = Console(stderr=True)
+        self._live = RichLive(
+            console=self._console, get_renderable=self._render, refresh_per_second=4, vertical_overflow="crop"
         )
-        self._rich = RichProgress(*columns, console=Console(stderr=True))
-        self._rich.start()
-        self._tasks = dict[str, TaskID]()
+        self._live.start()
+        atexit.register(self._live.stop)  # whatever ends the run, the cursor is shown again
+
+    def _render(self) -> "Group":
+        from rich.console import Group
+
+        from flows.live_view import render
+
+        size = self._console.size
+        with self._lock:
+            lines = render(
+                self._view,
+                size.width,
+                size.height - 1,  # a display as high as the terminal would scroll
+                time.monotonic(),
+                ascii_only=self._console.options.ascii_only,
+            )
+        return Group(*lines)
 
     def note(self, text: str) -> None:
-        """Say something about the run."""
-        self._rich.console.print(text, markup=False, highlight=False)
+        """Say something about the run, above the view."""
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, stage: str, kind: str) -> None:  # noqa: ARG002 - a bar has no room for the kind
+    def begin(self, stage: str, kind: str) -> None:
         """A stage begins."""
-        self._tasks[stage] = self._rich.add_task(stage, total=None, figures="")
+        with self._lock:
+            self._view.begin(stage, kind, time.monotonic())
 
     def line(self, stage: str, line: Line) -> None:
         """A step of a stage that runs has finished."""
-        if stage in self._tasks:
-            self._rich.update(self._tasks[stage], completed=line.step, total=line.of, figures=figures(line))
+        with self._lock:
+            self._view.stages[stage].add(line, time.monotonic())
 
     def end(self, stage: str, status: str, seconds: float | None) -> None:
-        """The stage has ended: its bar gives way to a line."""
-        if stage in self._tasks:
-            self._rich.remove_task(self._tasks.pop(stage))
-        took = f" after {seconds:.1f} s" if seconds is not None else ""
-        self._rich.console.print(f"{stage}: {status}{took}", markup=False, highlight=False)
+        """The stage has ended."""
+        with self._lock:
+            self._view.end(stage, status, seconds)
 
     def close(self) -> None:
-        """Nothing more will come."""
-        self._rich.stop()
+        """Nothing more will come: the last view stays, and the terminal is as it was."""
+        self._live.stop()
+        atexit.unregister(self._live.stop)
 
 
-def on_standard_error() -> Progress:
-    """Bars when standard error is a terminal, plain lines otherwise."""
-    return Bars() if sys.stderr.isatty() else Lines()
+def on_standard_error(name: str, graph: Mapping[str, tuple[str, Sequence[str]]]) -> Progress:
+    """The live view when standard error is a terminal that can show it, plain lines otherwise.
+
+    `graph`: stage -> its kind and the stages that it needs, in running order.
+    """
+    able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown") and not os.environ.get("CI")
+    return Live(name, graph) if able and not PLAIN.get() else Lines()

@@ -36,14 +36,20 @@ def report(options: argparse.Namespace) -> Answer:
     }
 
 
-def page_at_end(record: RunRecord, status: str, error: str | None, note: Callable[[str], None]) -> Path | None:
-    """Make the page of a run that ends so; that it could not be made is said in one line and changes nothing else."""
-    from prefect.exceptions import TerminationSignal
+def page_at_end(
+    record: RunRecord,
+    status: str,
+    error: str | None,
+    note: Callable[[str], None],
+    requests: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> Path | None:
+    """Make the page of a run that ends so; that it could not be made is said in one line and changes nothing else.
 
+    `requests`: what a signal to end raises. It ends this alone: what the stages came to is settled.
+    """
     from stages.report.page import write_page
 
-    # A request to end now ends this: what the stages came to is settled.
-    with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
+    with contextlib.suppress(*requests):
         try:
             return write_page(record.folder, {**record.content, "status": status, "error": error}, _needs(record))[0]
         except Exception as fault:  # noqa: BLE001 - a run is not lost to a page

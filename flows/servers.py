@@ -17,6 +17,7 @@ from flows.prefect_home import alone_at_start, database, running_servers, server
 from flows.process_birth import birth
 from flows.results import print_json
 from flows.server_process import Server, demand_free
+from flows.unsent import send_in_background
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import write_json
 from stages.store.folders import Runs
@@ -49,7 +50,7 @@ def up(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None]:
 
 def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databases, as_json: bool) -> None:
     """Start both, say where they are, and look after them: one that ends is started again."""
-    note, servers = runs / "servers.json", dict[str, Server]()
+    note, servers, sending = runs / "servers.json", dict[str, Server](), None
     addresses = {name: allowed.local(port) for name, port in ports.items()}
     try:
         print("starting the Prefect server and the MLflow server …", file=sys.stderr)
@@ -64,6 +65,7 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
             print_json(facts)
         else:
             print(told(facts, runs), "Ctrl-C stops both.", sep="\n", flush=True)
+        sending = send_in_background(Runs(runs))
         while True:
             time.sleep(0.5)
             for server in servers.values():
@@ -74,6 +76,9 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
         print("stopping both servers", file=sys.stderr)
     finally:
         note.unlink(missing_ok=True)
+        if sending is not None:
+            sending.kill()  # what it has not sent, the next command does
+            sending.wait()
         for server in servers.values():
             server.stop()
 

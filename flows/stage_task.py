@@ -37,7 +37,7 @@ def stage_task(work: Work, name: str) -> State[None]:
     work.errors.pop(name, None)
     try:
         status = finish_stage(work, name)
-        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress)
+        heed(name, work.recipe.stages[name], work.finished[name].manifest, work.record.name, work.progress.note)
     except TELLING_ERRORS as error:
         work.errors[name] = error
         return failed(error)
@@ -129,6 +129,7 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
             share=share(name, work.selection.order, work.needs, work.parallel),
             variables=variables,
             check=work.floor.check,
+            forks=work.forks,
         )
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
         manifest = _believe(name, folder, record, _named(outcome, work))

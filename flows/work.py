@@ -3,6 +3,7 @@
 from typing import Any
 
 from flows.devices import Devices
+from flows.launchers.forked import Forks
 from flows.progress import Progress
 from flows.record import RunRecord
 from flows.selection import Selection, needs
@@ -27,10 +28,11 @@ class Work:
         tracking: Any,
         selection: Selection,
         parallel: int = 1,
+        forks: Forks | None = None,
     ) -> None:
-        """`parallel`: how many stages may run at a time."""
+        """`parallel`: how many stages may run at a time; `forks`: what may fork them."""
         self.recipe, self.record, self.progress, self.tracking = recipe, record, progress, tracking
-        self.selection, self.parallel = selection, parallel
+        self.selection, self.parallel, self.forks = selection, parallel, forks
         self.runs, self.needs = Runs(recipe.runs), needs(recipe)
         self.floor, self.devices = Floor(), Devices(parallel)
         self.finished: dict[str, Finished] = {}

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 from stages.store.config import Compute
 from stages.store.folders import StageFolder
+
+if TYPE_CHECKING:
+    from flows.launchers.forked import Forks
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Job:
     """More of the environment."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Takes a line for the user."""
+    forks: "Forks | None" = None
+    """What forks a stage of one process on this machine; None: every stage has an interpreter of its own."""
 
 
 class Running(Protocol):

@@ -14,7 +14,7 @@ from typing import IO
 import psutil
 
 import flows
-from flows.launchers import Job
+from flows.launchers import Job, Running
 from flows.process_tree import MARK_VARIABLE, ProcessTree
 from stages.__main__ import PARENT_VARIABLE
 from stages.runtime.platform import usable_cores
@@ -55,19 +55,23 @@ class Processes:
         self._child.wait()
 
 
-def start(job: Job, log: IO[bytes]) -> Processes:
+def start(job: Job, log: IO[bytes]) -> Running:
     """Start this machine's processes."""
     compute = job.compute
     several = compute.processes > 1 or compute.hosts > 1
+    variables = {**environment(compute, job.share), **job.variables}
+    stage = [str(job.folder.path), "--attempt", str(job.attempt)]
+    alone = job.command is None and not several
+    if alone and job.forks is not None and (forked := job.forks.start(job, variables, stage, log)) is not None:
+        return forked
     if job.command is not None:
         arguments = [*job.command, str(job.attempt)]
     else:
-        stage = ["-m", "stages", str(job.folder.path), "--attempt", str(job.attempt)]
-        arguments = [sys.executable, *(torchrun(compute, job.node) if several else []), *stage]
+        arguments = [sys.executable, *(torchrun(compute, job.node) if several else []), "-m", "stages", *stage]
     if compute.hosts > 1 and job.node == 0 and job.command is None:
         others = "one more machine" if compute.hosts == 2 else f"{compute.hosts - 1} more machines"
         job.note(f"waiting for {others} (--node-rank 1 …): r1 join {job.folder.path} --node-rank 1")
-    return Processes(arguments, {**environment(compute, job.share), **job.variables}, log, job.attempt, launcher=several)
+    return Processes(arguments, variables, log, job.attempt, launcher=several)
 
 
 def torchrun(compute: Compute, node: int) -> list[str]:

@@ -28,23 +28,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stages.store.errors import UserError
 from stages.store.system_faults import system_fault
+from stages.tracking.default_uri import SQLITE
 from stages.tracking.journal import Line
 
 AWAY = (MlflowException, OSError, SQLAlchemyError)
 """What MLflow and its transports raise when a call does not come through."""
 BATCH = 1000
 """Most metrics that MLflow takes in one call."""
-SQLITE = "sqlite:///"
 _FOREIGN_CODES = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "PERMISSION_DENIED")
 _FOREIGN_TEXTS = ("was not in a valid JSON format", "failed with error code 405")
 """What a server that is not MLflow's answers: 404, 501, 403, a page for people, or 405."""
 
 logger = logging.getLogger("r1.tracking")
-
-
-def default_uri(runs: Path) -> str:
-    """Tracking URI of the runs folder's own database, `sqlite:////…/mlflow.db`; artifacts lie beside it."""
-    return f"{SQLITE}{runs.absolute() / 'mlflow.db'}"
 
 
 def metric_name(name: str) -> str:

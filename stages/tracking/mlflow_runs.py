@@ -14,7 +14,8 @@ from mlflow.entities import Metric, Param
 from stages.store.files import digest_json
 from stages.store.folders import StageFolder
 from stages.tracking.compare import compare
-from stages.tracking.mlflow_client import Connection, default_uri, logger, metric_name, now
+from stages.tracking.default_uri import default_uri
+from stages.tracking.mlflow_client import Connection, logger, metric_name, now
 from stages.tracking.mlflow_experiment import arrange, describe
 from stages.tracking.mlflow_sender import Sender
 from stages.tracking.mlflow_stage import StageTracking, Status, is_scalar

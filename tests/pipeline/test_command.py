@@ -1,9 +1,11 @@
 """The command `r1` as users meet it: a run, a second run, and everything that is refused."""
 
+import contextlib
 import json
 import resource
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +26,24 @@ def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> Non
     assert document["mlflow"]["tracking_uri"] == f"sqlite:///{runs / 'mlflow.db'}"
     assert document["stages"][0]["mlflow_run_id"]
 
+    again = r1("run", recipe, "--until", "base")
+    assert again.returncode == 0, again.stderr
+    assert "base: finished before, reused" in again.stderr
+
     second = r1("run", recipe, "--fresh", "base")
     assert second.returncode == 0, second.stderr
     assert "base: done" in second.stderr
     assert "r1 up" in second.stdout
 
     listed = json.loads(r1_in_process("status", "--json", "--runs", runs).stdout)["runs"]
-    assert [row["status"] for row in listed] == ["done", "done"]
+    assert [row["status"] for row in listed] == ["done", "done", "done"]
     names = [row["run"] for row in listed]
+    sent = json.loads((runs / "pipelines" / names[1] / "pipeline.json").read_text())  # by the run after it
+    assert sent["mlflow"]["parent_run_id"]
+    assert [(s["status"], bool(s["mlflow_run_id"])) for s in sent["stages"].values()] == [("reused", True), ("pending", False)]
+    with contextlib.closing(sqlite3.connect(runs / "prefect" / "prefect.db")) as database:
+        states = dict(database.execute("select name, state_type from flow_run").fetchall())
+    assert states[names[1]] == "COMPLETED"
     detail = json.loads(r1_in_process("status", "latest", "--json", "--runs", runs).stdout)
     assert detail["run"] == names[0]
     assert [stage["status"] for stage in detail["stages"]] == ["done", "done"]

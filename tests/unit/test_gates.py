@@ -196,8 +196,8 @@ def test_a_run_heeds_the_verdict_of_the_manifest_as_the_recipe_of_today_wants_it
     progress = type("Told", (), {"note": lambda _, text: told.append(text)})()
     stop = GateConfig(kind="gate", model="zero", better_than="base")
     with pytest.raises(GateClosed, match=r"`zero` better than `base`: undecided; numbers.*--set stages.g.otherwise=warn"):
-        heed("g", stop, manifest, "run-1", progress)
-    heed("g", stop.model_copy(update={"otherwise": "warn"}), manifest, "run-1", progress)
+        heed("g", stop, manifest, "run-1", progress.note)
+    heed("g", stop.model_copy(update={"otherwise": "warn"}), manifest, "run-1", progress.note)
     assert told == ["g: `zero` better than `base`: undecided; numbers; the run goes on"]
 
 

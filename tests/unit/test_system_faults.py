@@ -15,7 +15,8 @@ from stages.rewards.pool import Limits, Pool, Reply
 from stages.store.errors import UserError
 from stages.store.python_switches import SWITCHES
 from stages.store.system_faults import system_fault
-from stages.tracking.mlflow_client import Connection, default_uri
+from stages.tracking.default_uri import default_uri
+from stages.tracking.mlflow_client import Connection
 from tests.conftest import ROOT
 
 UNKNOWN_REVISION = "ffffffffffff"

@@ -219,6 +219,6 @@ NOT_SAMPLED: dict[str, str] = {
     "flows.plan_counts:Counts.assume": OURS,
     "flows.progress:Progress.note": OURS,
     "flows.progress:Lines.note": OURS,
-    "flows.progress:Bars.note": OURS,
+    "flows.progress:Live.note": OURS,
 }
 """Functions whose parameters look like sampled text -> why they are not called here."""
