@@ -55,7 +55,12 @@ class Engine:
         if optimizer.gradient_checkpointing:
             scorer.recompute()
         parameters = [p for p in scorer.parameters() if p.requires_grad]
-        settings = {"lr": optimizer.lr, "betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "fused": True}
+        settings: dict[str, Any] = {
+            "lr": optimizer.lr,
+            "betas": optimizer.betas,
+            "weight_decay": optimizer.weight_decay,
+            "fused": True,
+        }
         update = Muon(scorer.model, **settings) if muon else torch.optim.AdamW(parameters, **settings)
         # Adapters are float32 beside weights of 16 bits: to DeepSpeed, which would cast them, it is float32 training.
         bf16 = all(p.dtype == torch.bfloat16 for p in parameters)

@@ -22,7 +22,7 @@ UPDATE_RMS = 0.2
 def orthogonalized(matrices: Tensor) -> Tensor:
     """(B, m, n) matrices, m <= n, with their singular values brought close to 1 and their singular vectors kept."""
     a, b, c = COEFFICIENTS
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -51,6 +51,7 @@ class Muon(torch.optim.AdamW):
         """Take one step, then drop the matrices' gradients."""
         group = self.param_groups[1]
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        weight: Tensor
         for weight in self.matrices:
             if weight.grad is None:
                 continue
