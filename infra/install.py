@@ -65,7 +65,8 @@ def main() -> int:
             command += ["--extra-index-url", TORCH_INDEX + backend]
         variables = {}
     else:
-        command = [uv, "pip", "install", "--python", str(python), *options.arguments]
+        # Compiled as pip does it: the first commands would else spend half a minute on it, and on a read-only disk all do.
+        command = [uv, "pip", "install", "--compile-bytecode", "--python", str(python), *options.arguments]
         command += [f"--torch-backend={backend}"] if backend else []
         variables = uv_variables(pip_settings(python))
     unfinished = options.venv / UNFINISHED
