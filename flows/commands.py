@@ -64,7 +64,7 @@ def start(options: argparse.Namespace, from_stage: str | None, until_stage: str 
     record = RunRecord.create(recipe, options.config, from_stage, until_stage, fresh)
     print(f"run {record.name}", file=sys.stderr)
     if finished is None:
-        return _go(record, options)
+        return _go(record, options, recipe, selection)
     record_reused(record, recipe, finished, lambda line: print(line, file=sys.stderr, flush=True))
     return _conclude(record, options, ExitStatus.DONE)
 
@@ -86,15 +86,15 @@ def resume(options: argparse.Namespace) -> Answer:
         from flows.amend import amend
 
         amend(record, options.overrides)
-    _demand_rest(record, options)
+    recipe, selection = _demand_rest(record, options)
     record.content.pop(UNSENT, None)  # it is sent now
     record.begin()
     print(f"run {record.name}", file=sys.stderr)
-    return _go(record, options)
+    return _go(record, options, recipe, selection)
 
 
-def _demand_rest(record: Any, options: argparse.Namespace) -> None:
-    """Look at what a run that is resumed has still to do."""
+def _demand_rest(record: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """Look at what a run that is resumed has still to do; returns its recipe and selection."""
     from dataclasses import replace
 
     from flows.preflight.checks import demand
@@ -106,14 +106,17 @@ def _demand_rest(record: Any, options: argparse.Namespace) -> None:
     document = {**content["document"], "runs": str(record.folder.path.parents[1])}
     recipe = replace(resolve(document), code_folders=record.code_folders)
     fresh = [name for name in content["fresh"] if record.stages.get(name, {}).get("status") not in FINISHED]
-    demand(recipe, select(recipe, content["from"], content["until"], fresh), options)
+    selection = select(recipe, content["from"], content["until"], fresh)
+    demand(recipe, selection, options)
+    return recipe, selection
 
 
-def _go(record: Any, options: argparse.Namespace) -> Answer:
+def _go(record: Any, options: argparse.Namespace, recipe: Any, selection: Any) -> Answer:
     from flows.prefect_home import prefect_server
+    from flows.stage_forks import early_forks
 
-    runs = record.folder.path.parents[1]
-    with prefect_server(runs) as wait:
+    runs, log = record.folder.path.parents[1], record.folder.path / "fork-server.log"
+    with prefect_server(runs) as wait, early_forks(recipe, selection, log):
         from flows.pipeline import Manner, run_pipeline
         from flows.progress import PLAIN
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ from prefect.tasks import exponential_backoff
 from flows.artifacts import END_SECONDS, Artifacts
 from flows.launchers.forked import Forks
 from flows.prefect_server import AWAY_SECONDS, demand_access, flush_events, server_address, server_answers, wait_for_server
-from flows.preflight.gpus import local_gpus
-from flows.preflight.scope import unfinished
 from flows.progress import Lines, on_standard_error
 from flows.record import RunRecord
 from flows.report import page_at_end
 from flows.run_tracking import begin_tracking, end_tracking
-from flows.selection import Selection, select
+from flows.selection import select
 from flows.side_by_side import go_through
+from flows.stage_forks import EARLY, stage_forks
 from flows.stage_task import failed, stage_task
 from flows.work import TELLING_ERRORS, Work
 from stages.recipe import ResolvedRecipe, resolve
@@ -42,8 +40,6 @@ LONGEST_DELAY = 600.0
 """Seconds that the pause before a new attempt of a stage grows to."""
 JITTER = 0.5
 """By this share of it a pause varies, so that runs that failed together don't all come back together."""
-FORKED_STAGES = 4
-"""Stages to compute from which on a fork server is worth what it takes to start."""
 _REQUESTS = (KeyboardInterrupt, TerminationSignal)
 """What a request to end this process raises."""
 _STATUS = {"done": ExitStatus.DONE, "mistake": ExitStatus.MISTAKE, "failed": ExitStatus.FAILED, "stopped": ExitStatus.STOPPED}
@@ -137,7 +133,7 @@ def run_stages(record: RunRecord, recipe: ResolvedRecipe, page: Artifacts, manne
         selection = select(recipe, content["from"], content["until"], content["fresh"])
         tracking = begin_tracking(record, page.note, str(flow_run.id) if flow_run.id else None)
         page.curves()
-        forks = _forks(record, recipe, selection)
+        forks = EARLY.get() or stage_forks(recipe, selection, record.folder.path / "fork-server.log")
         work = Work(recipe, record, page, tracking, selection, manner.parallel, forks)
         error = go_through(selection.order, work.needs, manner.parallel, lambda name: _stage(work, name, manner), work.floor)
         if error is not None:
@@ -188,10 +184,3 @@ def _stage(work: Work, name: str, manner: Manner) -> Exception | None:
 
 def _inputs(config: StageConfig) -> list[str]:
     return [source for source, _ in stage_inputs(config).values()]
-
-
-def _forks(record: RunRecord, recipe: ResolvedRecipe, selection: Selection) -> Forks | None:
-    """What forks the stages of a run that has several to compute; CUDA and the libraries of macOS do not survive a fork."""
-    if sys.platform != "linux" or local_gpus() or len(unfinished(recipe, selection)[0]) < FORKED_STAGES:
-        return None
-    return Forks(record.folder.path / "fork-server.log")

@@ -185,7 +185,7 @@ def run_with_progress(command: "list[str]", variables: "dict[str, str]", what: s
 
     def show(doing: str, end: str = "\n") -> None:
         start = "\r\033[K" if terminal else ""
-        line = f"{what}: {time.monotonic() - started:.0f} s {doing}"[:100]
+        line = f"{what}: {time.monotonic() - started:.0f} s {doing[:60]}"
         print(start + line, end=end, file=sys.stderr, flush=True)
 
     reader = threading.Thread(target=read, daemon=True)

@@ -1,7 +1,6 @@
 """Stages of one process on this machine, forked from a server that has their libraries loaded (`fork_server.py`).
 
-Loading them takes several seconds of each stage that starts an interpreter of its own. The server starts beside the first
-stage, and serves those that come after it.
+Loading them takes several seconds of each stage that starts an interpreter of its own.
 """
 
 import json
@@ -66,11 +65,14 @@ class ForkServer:
             )
         self._lock, self._ready, self._loaded_by = threading.Lock(), False, time.monotonic() + START_SECONDS
         self._ended = dict[int, int]()
+        self.used = False
+        """Whether it was asked for a stage."""
 
     def start(self, folder: Path, arguments: list[str], mark: Path, log: IO[bytes]) -> "Forked | None":
         """Fork a stage; None when the server does not answer, for whatever reason."""
         environment = {**self.environment, MARK_VARIABLE: str(mark)}
         request = json.dumps({"environment": environment, "folder": str(folder), "arguments": arguments}).encode()
+        self.used = True
         with self._lock:
             try:
                 if not self._ready:
@@ -131,7 +133,7 @@ class ForkServer:
 
 
 class Forks:
-    """The fork server of a run. It starts beside the first stage, which has an interpreter of its own."""
+    """The fork server of a run. It starts with the first stage, unless it was started before."""
 
     def __init__(self, log: Path, modules: tuple[str, ...] = MODULES) -> None:
         """`log`: of the server; `modules`: what it loads."""
@@ -141,16 +143,23 @@ class Forks:
 
     def start(self, job: Job, environment: Mapping[str, str], arguments: list[str], log: IO[bytes]) -> "Forked | None":
         """Fork a stage; None when it is to have an interpreter of its own."""
-        with self._lock:
-            if self._server is None:
-                self._server = ForkServer(environment, self._log, self._modules)
-                return None
-        if self._server.environment != environment:
+        server = self.load(environment)
+        if server.environment != environment:
             return None
-        forked = self._server.start(Path.cwd(), arguments, job.attempt, log)
+        forked = server.start(Path.cwd(), arguments, job.attempt, log)
         if forked is None:
             job.note(f"the fork server does not answer (its log is {self._log}): the stage loads its libraries itself")
         return forked
+
+    def load(self, environment: Mapping[str, str]) -> ForkServer:
+        """Start the server, unless it was started; one that nothing has used makes way for another environment. Returns it."""
+        with self._lock:
+            if self._server is not None and self._server.environment != environment and not self._server.used:
+                self._server.stop()
+                self._server = None
+            if self._server is None:
+                self._server = ForkServer(environment, self._log, self._modules)
+            return self._server
 
     def stop(self) -> None:
         """End the server; stages that still run go on."""

@@ -114,7 +114,8 @@ def test_installer_gets_environment_arguments_and_torch_build(tmp_path, program,
     assert install.main() == 0
     assert not (tmp_path / install.UNFINISHED).exists()
     given = {
-        "uv": f"unsafe-best-match pip install --python {python} --constraint c.txt --editable .[dev] --torch-backend=cpu\n",
+        "uv": f"unsafe-best-match pip install --compile-bytecode --python {python} --constraint c.txt --editable .[dev] "
+        "--torch-backend=cpu\n",
         "pip": "-m pip install --progress-bar off --constraint c.txt --editable .[dev] "
         "--extra-index-url https://download.pytorch.org/whl/cpu\n",
     }

@@ -148,7 +148,7 @@ def test_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_second_stage_of_a_run_is_forked_and_as_good_as_the_first(tmp_path: Path) -> None:
+def test_both_stages_of_a_run_are_forked_by_one_server_and_equal(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     forks = Forks(tmp_path / "server.log", ("stages.dataset",))
     digests, notes = [], list[str]()
@@ -171,15 +171,19 @@ def test_second_stage_of_a_run_is_forked_and_as_good_as_the_first(tmp_path: Path
         forks.stop()
 
 
-def test_stage_with_another_environment_has_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    forks = Forks(tmp_path / "server.log", ())
-    job: Any = Job(StageFolder(tmp_path), tmp_path, Compute())
+def test_stage_with_another_environment_has_an_interpreter_of_its_own_once_the_server_was_used(tmp_path: Path) -> None:
+    forks = Forks(tmp_path / "server.log", PROGRAMS)
+    job: Any = Job(StageFolder(tmp_path), tmp_path / "attempt", Compute())
     variables = environment(Compute(threads=1), 1)
+    other = variables | {"OMP_NUM_THREADS": "7"}
     try:
+        assert forks.load(variables) is forks.load(variables)
         with (tmp_path / "log").open("ab") as log:
-            assert forks.start(job, variables, [], log) is None  # the server starts beside it
-            assert forks.start(job, variables | {"OMP_NUM_THREADS": "7"}, [], log) is None
-        assert (tmp_path / "log").read_text() == ""
+            forked = forks.start(job, other, ["import os; print(os.environ['OMP_NUM_THREADS'])"], log)
+            assert forked is not None  # the server that nothing had used made way
+            assert wait(forked) == 0
+            assert forks.start(job, variables, [], log) is None
+        assert (tmp_path / "log").read_text() == "7\n"
     finally:
         forks.stop()
     assert MARK_VARIABLE not in variables

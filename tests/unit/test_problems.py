@@ -83,7 +83,7 @@ def test_nothing_left_stops_with_the_columns_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [("a.json", b"{", "not JSON"), ("a.json", b"{}", "not a list"), ("a.parquet", b"PAR", "not a parquet"),
-     ("a.txt", b"", "cannot read `.txt`"), ("a.csv", b"question,answer\n\xff\xfe,1\n", "cannot be read")],
+     ("a.txt", b"", "cannot read `.txt`"), ("a.csv", b"question,answer\n\xff\xfe,1\n", "not UTF-8 text")],
 )  # fmt: skip
 def test_unreadable_files(tmp_path, name, content, what):
     (tmp_path / name).write_bytes(content)

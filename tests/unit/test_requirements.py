@@ -10,7 +10,11 @@ from tests.requirements import REQUIREMENTS, Requirement, needs, preventable, re
 
 pytest_plugins = ("pytester",)
 
-HOOKS = "from tests.requirements import pytest_sessionfinish, pytest_terminal_summary"
+HOOKS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})  # a worker of xdist begins with the path of an interpreter that starts, not with ours
+from tests.requirements import pytest_sessionfinish, pytest_terminal_summary
+"""
 TESTS = """
 import tests.requirements as r
 from tests.requirements import Requirement, needs, require
@@ -64,7 +68,6 @@ def test_skips_are_counted_by_reason_and_in_ci_those_of_set_up_fail_the_run(
 
 def test_skips_under_xdist_are_counted_and_pass_outside_ci(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     result = run(pytester, "-n", "1")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*= skipped =*", "    2 needs the program tool (`make system`)", "    1 needs data"])

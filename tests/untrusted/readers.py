@@ -220,5 +220,6 @@ NOT_SAMPLED: dict[str, str] = {
     "flows.progress:Progress.note": OURS,
     "flows.progress:Lines.note": OURS,
     "flows.progress:Live.note": OURS,
+    "stages.store.json_keys:unique_keys": "names and values of a file of settings",
 }
 """Functions whose parameters look like sampled text -> why they are not called here."""
