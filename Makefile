@@ -27,11 +27,11 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)            ## the environment in .venv
 
 # Not needed by the quickstart: the sandbox of code rewards, the compiler of the CPU kernels, what tests skip without.
-SYSTEM := bubblewrap chromium fish g++ g++-aarch64-linux-gnu git iproute2 linux-libc-dev munge postgresql python3-venv qemu-user \
+SYSTEM := bubblewrap chromium fish fonts-dejavu-core g++ g++-aarch64-linux-gnu git iproute2 linux-libc-dev munge postgresql python3-venv qemu-user \
 	slurm-wlm zsh
 
 system:                    ## the Debian or Ubuntu packages that features and tests use besides; asks for root
-	$(if $(filter 0,$(shell id -u)),,sudo) sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes $(SYSTEM)'
+	$(if $(filter 0,$(shell id -u)),,sudo) sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(SYSTEM)'
 
 quickstart: $(READY)       ## the whole recipe on a toy, in minutes on a CPU
 	$(BIN)/r1 run configs/quickstart.yaml
