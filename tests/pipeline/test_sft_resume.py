@@ -117,7 +117,7 @@ def test_killed_and_stopped_equals_uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, LORA], ids=["all", "lora"])
+@pytest.mark.parametrize("fields", [{}, {"lora": {**LORA["lora"], "merge": True}}], ids=["all", "lora"])
 def test_two_processes_under_zero3_end_as_one_does(tmp_path: Path, inputs: dict[str, Path], fields: dict[str, Any]) -> None:
     from safetensors.torch import load_file
 
