@@ -59,12 +59,12 @@ def _compiler() -> Finding:
     from stages.kernels.build import NoCompiler, compiler, features
 
     try:
-        found = features()
+        built_with = features()
     except NoCompiler as error:
         slower = f"{error}: sampling on a CPU takes 1.5 to 3 times as long, training a little longer"
         return Finding("C++ compiler", "warn", slower, "Debian: apt-get install g++; macOS: xcode-select --install")
-    built = f"{compiler()}: sampling and attention on this CPU are compiled ({', '.join(found) or 'plain code'})"
-    if "OpenMP" in found:
+    built = f"{compiler()}: sampling and attention on this CPU are compiled ({', '.join(built_with) or 'plain code'})"
+    if "OpenMP" in built_with:
         return Finding("C++ compiler", "ok", built)
     return Finding("C++ compiler", "warn", f"{built}, without OpenMP on one thread", "name one that has it: export CXX=g++-14")
 

@@ -82,9 +82,9 @@ def _shared_memory() -> Finding:
     if not SHARED_MEMORY.is_dir():
         return Finding("shared memory", "warn", f"no {SHARED_MEMORY}", "weights for vLLM go through the disk")
     usage = shutil.disk_usage(SHARED_MEMORY)
-    found = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free in {SHARED_MEMORY}"
+    room = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free in {SHARED_MEMORY}"
     mend = "" if usage.free >= _GIB else "weights for vLLM and several processes pass through it; in Docker: --shm-size=8g"
-    return Finding("shared memory", "warn" if mend else "ok", found, mend)
+    return Finding("shared memory", "warn" if mend else "ok", room, mend)
 
 
 def _open_files() -> Finding:

@@ -18,9 +18,9 @@ def heed(name: str, config: StageConfig, manifest: Manifest, run: str, note: Cal
     if not isinstance(config, GateConfig):
         return
     judged: dict[str, Any] = manifest.notes[GATE]
-    asked = f"`{config.model}` {'better than' if config.better_than else 'not worse than'} `{config.other}`"
-    said = f"{asked}: {judged['verdict']}; {judged['says']}"
+    comparison = f"`{config.model}` {'better than' if config.better_than else 'not worse than'} `{config.other}`"
+    verdict = f"{comparison}: {judged['verdict']}; {judged['says']}"
     if config.stops(judged["verdict"]):
         mend = f"to go on all the same: `r1 resume {run} --set stages.{name}.otherwise=warn`"
-        raise GateClosed(f"the gate `{name}` stopped the run: {said}; {mend}")
-    note(f"{name}: {said}" + ("" if judged["verdict"] == "passed" else "; the run goes on"))
+        raise GateClosed(f"the gate `{name}` stopped the run: {verdict}; {mend}")
+    note(f"{name}: {verdict}" + ("" if judged["verdict"] == "passed" else "; the run goes on"))

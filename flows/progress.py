@@ -58,8 +58,8 @@ def figures(line: Line) -> str:
 
 def shown_figures(line: Line) -> dict[str, str]:
     """Label -> text of each figure worth watching that the step has."""
-    found = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
-    return {label: form.format(value) for label, form, value in found if value is not None}
+    values = ((label, form, line.metrics.get(key)) for key, (label, form) in _SHOWN.items())
+    return {label: form.format(value) for label, form, value in values if value is not None}
 
 
 def alarms(line: Line) -> list[str]:

@@ -118,8 +118,8 @@ def find_uv(python: Path) -> "str | None":
     if os.environ.get("R1_INSTALLER") == "pip":
         return None
     inside = python.parent / "uv"
-    if (found := shutil.which("uv")) is not None:
-        return found
+    if (installed := shutil.which("uv")) is not None:
+        return installed
     install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), "uv"]
     if not inside.exists() and _quietly(install) is None:
         print("set-up: uv cannot be installed; pip does the same in some minutes more", file=sys.stderr, flush=True)
@@ -127,12 +127,12 @@ def find_uv(python: Path) -> "str | None":
     return str(inside)
 
 
-def torch_build(wanted: str) -> str:
+def torch_build(build: str) -> str:
     """What to pass on as uv's --torch-backend: nothing for `auto` where PyTorch's index does not answer."""
-    if not wanted or answers(TORCH_INDEX + "cpu/torch/"):
-        return wanted
-    if wanted != "auto":
-        raise stop(f"{TORCH_INDEX} does not answer, so there is no `{wanted}` build of PyTorch; leave out TORCH={wanted}")
+    if not build or answers(TORCH_INDEX + "cpu/torch/"):
+        return build
+    if build != "auto":
+        raise stop(f"{TORCH_INDEX} does not answer, so there is no `{build}` build of PyTorch; leave out TORCH={build}")
     return ""
 
 
@@ -149,11 +149,11 @@ def answers(address: str) -> bool:
 def pip_settings(python: Path) -> "dict[str, str]":
     """Pip's configuration: its files, then its environment variables, which win."""
     text = _quietly([str(python), "-m", "pip", "config", "list"]) or ""
-    found = {}
+    settings = {}
     for section in ("global", "install", ":env:"):
         for name, value in re.findall(rf"^{section}\.([\w-]+)=(.+)$", text, re.MULTILINE):
-            found[name] = str(ast.literal_eval(value))
-    return found
+            settings[name] = str(ast.literal_eval(value))
+    return settings
 
 
 def uv_variables(settings: "dict[str, str]") -> "dict[str, str]":

@@ -56,15 +56,15 @@ def _say(connection: socket.socket, message: dict[str, int]) -> None:
 
 
 def _ended() -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return found
+            return ended
         if pid == 0:
-            return found
-        found.append((pid, status))
+            return ended
+        ended.append((pid, status))
 
 
 def _become_stage(request: dict[str, Any], log: int) -> NoReturn:

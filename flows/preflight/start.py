@@ -34,11 +34,11 @@ def examine_start(scope: Scope) -> Iterator[Finding]:
 
 def _memory() -> Finding:
     free = min(psutil.virtual_memory().available, memory_limit() or sys.maxsize) / GIB
-    found = f"{free:.1f} GiB are free"
+    available = f"{free:.1f} GiB are free"
     if free < LEAST_MEMORY:
-        return Finding("memory", "fail", f"{found}, a run needs {LEAST_MEMORY:.0f} and more", "end other programs")
+        return Finding("memory", "fail", f"{available}, a run needs {LEAST_MEMORY:.0f} and more", "end other programs")
     mend = "" if free >= ENOUGH_MEMORY else f"a run is comfortable with {ENOUGH_MEMORY:.0f} GiB and more"
-    return Finding("memory", "warn" if mend else "ok", found, mend)
+    return Finding("memory", "warn" if mend else "ok", available, mend)
 
 
 def _temporary_folder() -> Finding:
@@ -64,7 +64,7 @@ def _loopback() -> Finding:
 
 def _compiler() -> Finding:
     """Without one everything works, slowly: a warning."""
-    if (found := compiler()) is not None:
-        return Finding("C++ compiler", "ok", found)
+    if (path := compiler()) is not None:
+        return Finding("C++ compiler", "ok", path)
     mend = "Debian: apt-get install g++; macOS: xcode-select --install"
     return Finding("C++ compiler", "warn", "none: sampling on a CPU takes 1.5 to 3 times as long", mend)

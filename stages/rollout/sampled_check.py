@@ -21,6 +21,7 @@ from stages.engine.windows import check_lengths, computed_limit
 from stages.rollout.lean import unsupported
 from stages.rollout.protocol import Completion, Request, Rollout, Sampling
 from stages.rollout.torch_engine import TorchRollout, load_model, pick_device
+from stages.rollout.transformers_batch import FAILURES
 
 PURPOSE = "self-check"
 """Names the check's random numbers."""
@@ -28,8 +29,6 @@ FLOOR_VLLM = 1e-3
 """Least tolerance in nats for vLLM, whose kernels sum in another order (measured on a CPU in float32: below 1e-3)."""
 COOLEST = 0.5
 """Lowest temperature of a check, as dividing by a small one magnifies rounding; greedy sampling is checked at 1."""
-_FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What decoding raises for an architecture that it does not know."""
 
 
 def checked_temperature(temperature: float) -> float:
@@ -150,7 +149,7 @@ def _tried(sample: Callable[[], list[Completion]]) -> tuple[list[Completion], st
         return sample(), ""
     except torch.OutOfMemoryError:
         raise
-    except _FAILURES as error:
+    except FAILURES as error:
         return [], f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 

@@ -39,7 +39,7 @@ MODES = (Mode(True, "shared"), Mode(False, "shared"), Mode(False, "rows"), Mode(
 """From the fastest to the one that every causal model has."""
 
 
-FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model's code raises where it was not written for a call."""
 
 

@@ -120,14 +120,14 @@ def processor_name() -> str:
 def processor_features() -> frozenset[str] | None:
     """Names of its instruction sets as Linux spells them (`avx2`, `amx_bf16`; arm64: `asimd`, `bf16`); None without /proc."""
     lines = (line.partition(":") for line in _cpuinfo())
-    found = [value.split() for name, _, value in lines if name.strip() in ("flags", "Features")]
-    return frozenset(found[0]) if found else None
+    features = [value.split() for name, _, value in lines if name.strip() in ("flags", "Features")]
+    return frozenset(features[0]) if features else None
 
 
 def processor_identity() -> str:
     """Text that differs between processors for which a compiler generates different code."""
-    wanted = ("flags", "model name", "Features", "CPU part")
-    lines = sorted({line for line in _cpuinfo() if line.startswith(wanted)})
+    identifying = ("flags", "model name", "Features", "CPU part")
+    lines = sorted({line for line in _cpuinfo() if line.startswith(identifying)})
     return "\n".join(lines) or f"{platform.machine()} {processor_name()}"
 
 
@@ -168,8 +168,8 @@ def peak_memory() -> int | None:
         text = (PROC / "self" / "status").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+([0-9]+) kB$", text, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None
+    match = re.search(r"^VmHWM:\s+([0-9]+) kB$", text, re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
 
 
 def kill_group(leader: int, number: int) -> None:
@@ -212,7 +212,7 @@ def _units() -> tuple[int, int]:
 
 def descendants(pid: int) -> list[int]:
     """Processes below one, parents first. Linux only; of a process that is gone: none."""
-    found: list[int] = []
+    processes: list[int] = []
     new = [pid]
     while new:
         parent = new.pop(0)
@@ -221,8 +221,8 @@ def descendants(pid: int) -> list[int]:
                 new += map(int, (PROC / str(parent) / "task" / task / "children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             pass
-        found.append(parent)
-    return found[1:]
+        processes.append(parent)
+    return processes[1:]
 
 
 def root_folder(pid: int) -> Path:
