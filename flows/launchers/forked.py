@@ -68,9 +68,11 @@ class ForkServer:
         self.used = False
         """Whether it was asked for a stage."""
 
-    def start(self, folder: Path, arguments: list[str], mark: Path, log: IO[bytes]) -> "Forked | None":
-        """Fork a stage; None when the server does not answer, for whatever reason."""
-        environment = {**self.environment, MARK_VARIABLE: str(mark)}
+    def start(
+        self, folder: Path, arguments: list[str], mark: Path, log: IO[bytes], environment: Mapping[str, str] | None = None
+    ) -> "Forked | None":
+        """Fork a stage, by default with the server's environment; None when the server does not answer, for whatever reason."""
+        environment = {**(self.environment if environment is None else environment), MARK_VARIABLE: str(mark)}
         request = json.dumps({"environment": environment, "folder": str(folder), "arguments": arguments}).encode()
         self.used = True
         with self._lock:
@@ -144,9 +146,9 @@ class Forks:
     def start(self, job: Job, environment: Mapping[str, str], arguments: list[str], log: IO[bytes]) -> "Forked | None":
         """Fork a stage; None when it is to have an interpreter of its own."""
         server = self.load(environment)
-        if server.environment != environment:
+        if not _loads_alike(server.environment, environment):
             return None
-        forked = server.start(Path.cwd(), arguments, job.attempt, log)
+        forked = server.start(Path.cwd(), arguments, job.attempt, log, environment)
         if forked is None:
             job.note(f"the fork server does not answer (its log is {self._log}): the stage loads its libraries itself")
         return forked
@@ -154,7 +156,7 @@ class Forks:
     def load(self, environment: Mapping[str, str]) -> ForkServer:
         """Start the server, unless it was started; one that nothing has used makes way for another environment. Returns it."""
         with self._lock:
-            if self._server is not None and self._server.environment != environment and not self._server.used:
+            if self._server is not None and not _loads_alike(self._server.environment, environment) and not self._server.used:
                 self._server.stop()
                 self._server = None
             if self._server is None:
@@ -184,6 +186,11 @@ class Forked:
         until = time.monotonic() + END_SECONDS
         while self.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
+
+
+def _loads_alike(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether libraries load alike in two environments: MLflow's client, which this process loads meanwhile, sets its own."""
+    return all(one.get(n) == other.get(n) for n in one.keys() | other.keys() if not n.startswith(("MLFLOW_", "_MLFLOW_")))
 
 
 def _runs(pid: int) -> bool:

@@ -176,14 +176,18 @@ def test_stage_with_another_environment_has_an_interpreter_of_its_own_once_the_s
     job: Any = Job(StageFolder(tmp_path), tmp_path / "attempt", Compute())
     variables = environment(Compute(threads=1), 1)
     other = variables | {"OMP_NUM_THREADS": "7"}
+    tracked = other | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     try:
         assert forks.load(variables) is forks.load(variables)
         with (tmp_path / "log").open("ab") as log:
             forked = forks.start(job, other, ["import os; print(os.environ['OMP_NUM_THREADS'])"], log)
             assert forked is not None  # the server that nothing had used made way
             assert wait(forked) == 0
+            again = forks.start(job, tracked, ["import os; print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'])"], log)
+            assert again is not None  # what MLflow's client sets is the stage's, and no reason to load anew
+            assert wait(again) == 0
             assert forks.start(job, variables, [], log) is None
-        assert (tmp_path / "log").read_text() == "7\n"
+        assert (tmp_path / "log").read_text() == "7\n10\n"
     finally:
         forks.stop()
     assert MARK_VARIABLE not in variables
