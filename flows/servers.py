@@ -13,11 +13,12 @@ from typing import Any
 
 from flows.access import Access, access
 from flows.databases import Databases, in_folder, in_postgres
-from flows.prefect_home import alone_at_start, database, running_servers, server_arguments, server_environment
+from flows.prefect_home import DATABASE, alone_at_start, database, home, running_servers, server_arguments, server_environment
 from flows.process_birth import birth
 from flows.results import print_json
 from flows.server_process import Server, demand_free
 from flows.unsent import send_in_background
+from stages.store.empty_databases import place
 from stages.store.errors import ExitStatus, UserError
 from stages.store.files import write_json
 from stages.store.folders import Runs
@@ -55,6 +56,9 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
     try:
         print("starting the Prefect server and the MLflow server …", file=sys.stderr)
         with alone_at_start(runs):
+            if databases.store == "sqlite":
+                place("prefect", home(runs) / DATABASE)
+                place("mlflow", runs / "mlflow.db")
             for name, start in (("prefect", _prefect), ("mlflow", _mlflow)):
                 servers[name] = start(runs, ports[name], allowed, databases)
             for server in servers.values():

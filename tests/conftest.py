@@ -13,6 +13,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_RANKS = ("GLOO_", "NCCL_", "LOCAL_RANK")
+"""Variables that a test whose own process is a rank (`ranks.join`) sets there."""
+_GIVEN = frozenset(os.environ)
 
 LONGEST_FIRST = (
     "pipeline/test_whole_run.py",
@@ -32,9 +35,16 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the files of `LONGEST_FIRST` to the front; the order within a file and of the others stays."""
+    """Sort the files of `LONGEST_FIRST` to the front; the order within a file and of the others stays.
+
+    Raises UsageError where importing a module has made this process a rank.
+    """
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+    joined = sorted(name for name in os.environ.keys() - _GIVEN if name.startswith(OF_RANKS))
+    if joined:
+        raise pytest.UsageError(f"a test module sets {', '.join(joined)} when it is imported: join the ranks in a fixture")
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +55,11 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and no runs, to be copied: making the tables takes two seconds."""
-    from mlflow import MlflowClient
+    """A database with MLflow's tables and no rows, to be copied."""
+    from stages.store.empty_databases import make, place
 
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{database}").search_experiments(max_results=1)
-    return database
+    return database if place("mlflow", database) else make("mlflow", database.parent)
 
 
 def tiny_llama(seed: int = 0, vocabulary: int = 32, *, tied: bool = False):

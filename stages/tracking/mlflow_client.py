@@ -26,6 +26,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from stages.store.empty_databases import place
 from stages.store.errors import UserError
 from stages.store.system_faults import system_fault
 from stages.tracking.default_uri import SQLITE
@@ -105,6 +106,8 @@ class Connection:
         # Of a database that fails it writes a traceback at each attempt; the error is raised too, and told once.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.experiment, self.experiment_id = uri, experiment, ""
+        if uri.startswith(SQLITE):
+            place("mlflow", Path(uri.removeprefix(SQLITE)))
         try:
             self._client = MlflowClient(uri)
         except (*AWAY, ImportError) as error:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, tiny_llama
+from tests.conftest import OF_RANKS, ROOT, tiny_llama
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without the user's Prefect, MLflow and PostgreSQL, and with the clone importable."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PG"))}
+    """This process's environment without the user's Prefect, MLflow, PostgreSQL and ranks, and with the clone importable."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PG", *OF_RANKS))}
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))}
 
 

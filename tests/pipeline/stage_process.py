@@ -19,7 +19,7 @@ import torch
 from stages.kinds import stage_kind
 from stages.store.files import digest_path
 from stages.tracking.journal import read
-from tests.conftest import ROOT
+from tests.conftest import OF_RANKS, ROOT
 from tests.pipeline.forked import Forked, fork
 
 
@@ -122,5 +122,8 @@ def command(module: str, folder: Path, processes: int, *, torchrun: bool = False
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: tests run in two workers on two cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """One thread a process: tests run in two workers on two cores. What this process's own rank has set stays here: ranks on
+    machines of their own would look for each other on their loopback interfaces.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_RANKS)}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -15,7 +15,10 @@ from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Completion, Sampling
 from stages.store.errors import UserError
 
-ranks.join("cpu")
+
+@pytest.fixture(scope="module", autouse=True)
+def rank():
+    ranks.join("cpu")
 
 
 class Scripted:
