@@ -23,6 +23,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
 from flows import slots
+from flows.markdown import escaped
 from stages.store.errors import UserError
 from stages.tracking.journal import read
 from tests.conftest import ROOT
@@ -99,7 +100,7 @@ def test_a_schedule_fires_and_the_run_completes(operation: Operation) -> None:
     assert found["tiny-zero"].task_run_id is not None
     assert record["mlflow"]["parent_run_id"] in found["tiny-mlflow"].data
     for model, row in record["models"].items():
-        assert f"| {model} | {row['accuracy']:.4g} |" in found["tiny-results"].data
+        assert f"| {escaped(model)} | {row['accuracy']:.4g} |" in found["tiny-results"].data
 
 
 def test_prefect_s_form_is_typed_and_described(operation: Operation) -> None:

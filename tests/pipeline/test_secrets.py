@@ -16,6 +16,7 @@ import pytest
 
 from flows.process_tree import ProcessTree
 from flows.server_process import free_port
+from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment
 from tests.pipeline.test_schedule import wait_for
@@ -72,7 +73,7 @@ stages:
       documents: {{operations_min: 1, operations_max: 1}}}}
   zero:
     {{kind: rl, policy: base, steps: 1, questions: 2, samples: 2, minibatches: 1, compute: {{processes: 2}},
-      rewards: {{functions: {{mine: {{function: "mine:reward"}}}}}}}}
+      rewards: {{functions: {{mine: {{function: "rewards_of_mine:reward"}}}}}}}}
   data:
     {{kind: curate, sampler: base, count: 20, filters: {{min_language: 0}},
       rewrite: {{endpoint: {{url: "{url}", model: m, key_variable: NOT_TELLING}}}}}}
@@ -101,10 +102,15 @@ def text(doc):
     if Path(__file__).with_name("raise").exists():
         raise RuntimeError("raised " + os.environ["RAISED_SECRET"] + " at postgresql://u:" + "unknown-password@h/d")
     return doc["q"]
+"""
+REWARD = """
+import os
+print("a reward saw", dict(os.environ))
 
 def reward(answer):
-    raise ValueError("reward " + os.environ["RAISED_SECRET"])
+    return float(len(os.environ.get("RAISED_SECRET", "")))
 """
+"""Code in the verifiers' processes, which have no secrets to give away."""
 
 
 def echo(body: dict[str, Any]) -> str:
@@ -206,6 +212,7 @@ def test_planted_secrets_appear_nowhere(tmp_path: Path) -> None:
     runs, code = tmp_path / "runs", tmp_path / "code"
     code.mkdir()
     (code / "mine.py").write_text(CODE)
+    (code / "rewards_of_mine.py").write_text(REWARD)
     (code / "mine.yaml").write_text(TASK.format(folder=code))
     (code / "data.json").write_text('{"q": "one", "a": "1"}\n')
     assert len({planted(name) for name in PLACES}) >= 20
@@ -280,6 +287,8 @@ def look(r1: Command, runs: Path, folder: Path) -> None:
     names = {path.name for path in files}
     assert {"mlflow.db", "prefect.db", "pipeline.json", "manifest.json", "outcome.json", "log.txt", "server.log"} <= names
     logs = "".join(path.read_text(errors="replace") for path in files if path.name == "log.txt")
+    (journal,) = runs.glob("stages/rl-*/journal.jsonl")
+    assert [line.metrics["reward/mine"] for line in read(journal)] == [0.0], "a reward function has read a secret"
     for word in ("printed [PRINTED_SECRET]", "logged [LOGGED_SECRET]", "from a shell [SHELL_SECRET]", "raised [RAISED_SECRET]"):
         assert word in logs, f"{word}: nobody tried to give it away"
     assert "OPENAI_API_KEY=[OPENAI_API_KEY]" in logs
