@@ -31,7 +31,11 @@ def read_yaml(text: str, where: str, mend: str) -> Any:
 
     Raises UserError when it is not YAML, has a key twice, or has values that no recipe can have.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        what = f"not valid YAML (the character U+{error.character:04X} is not allowed in it)"
+        raise UserError(what, where=where, mend=mend) from error
     try:
         node = loader.get_single_node()
         if node is None:

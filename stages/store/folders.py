@@ -87,6 +87,19 @@ class Runs:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a path that no folder can have here; whether it can be read or written is seen later."""
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+            pass
+        except OSError as error:  # too long, or links that go round in a circle
+            raise UserError(
+                f"the runs folder cannot be written ({error.strerror})",
+                where=str(self.path),
+                mend="choose another folder for the runs",
+            ) from error
+
     def prepare(self) -> "Runs":
         """Make the folder and prove that it can be written.
 

@@ -339,7 +339,8 @@ def _make_deepspeed(folder: Path) -> None:
 
 def _load_deepspeed(folder: Path) -> Read:
     recipe = load_recipe(ROOT / "configs" / "quickstart.yaml", [f"stages.zero.deepspeed={folder / 'own.json'}"])
-    settings = read_json(Path(recipe.stages["zero"].deepspeed))  # type: ignore[attr-defined]
+    text = Path(recipe.stages["zero"].deepspeed).read_text(encoding="utf-8-sig")  # type: ignore[attr-defined]
+    settings = json.loads(text)
     assert settings.get("zero_optimization", {}).get("stage", 0) in (0, 1, 2, 3)
     return "readable", None  # by its definition it changes no result
 

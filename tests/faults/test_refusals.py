@@ -218,7 +218,7 @@ def other(**facts: Any) -> Callable[[StageRecord], dict[str, Any]]:
     [
         (other(version=99), "version 99"),
         (other(kind="nothing"), "unknown kind of stage `nothing`"),
-        (other(kind="summary"), "not a config of `summary`"),
+        (other(kind="summary", version=stage_kind("summary").version), "not a config of `summary`"),
         (other(config={"kind": "toy_base", "lr": "x"}), "not a config of `toy_base`"),
     ],
 )

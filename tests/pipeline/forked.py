@@ -4,6 +4,7 @@ Each process has an environment, a log and signals of its own, as `python -m MOD
 choice of DeepSpeed's accelerator belong to one process.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -77,6 +78,7 @@ def fork(module: str, folder: Path, log: Path, variables: Mapping[str, str]) -> 
 
 def _run(module: str, folder: str, log: str, variables: dict[str, str]) -> None:
     """The body of the forked process."""
+    gc.freeze()  # DeepSpeed collects garbage three times for an engine, which would go through all that was imported
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update({**variables, **THREADS})

@@ -98,6 +98,18 @@ def test_an_unwritable_runs_folder_is_named(recipe: Path, tmp_path: Path) -> Non
     assert "cannot be written" in refused("run", recipe, "--set", f"runs={tmp_path / 'file' / 'runs'}")
 
 
+@pytest.mark.parametrize(
+    "command", ["run {}", "plan {}", "stage base {}", "status", "resume latest", "report latest", "gc", "up", "worker"]
+)
+def test_a_runs_folder_that_cannot_be_is_named(recipe: Path, command: str) -> None:
+    place = "x" * 5000
+    if command.endswith("{}"):
+        line = refused(*command.format(recipe).split(), "--set", f"runs={place}")
+    else:
+        line = refused(*command.split(), "--runs", place)
+    assert "File name too long" in line
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

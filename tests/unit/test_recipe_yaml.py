@@ -91,6 +91,8 @@ def test_value_is_what_it_looks_like(text: str, value: Any) -> None:
         ("true: x", "the key `true` is not read as a name (YAML: bool)"),
         ("? [a, b]\n: x", "a key is a list or a mapping"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: \0", "not valid YAML (the character U+0000 is not allowed in it)"),
+        ("a: \x1b[31m", "not valid YAML (the character U+001B is not allowed in it)"),
     ],
 )
 def test_value_that_is_not_what_it_looks_like_is_refused(text: str, says: str) -> None:
