@@ -13,7 +13,7 @@ from flows.preflight.scope import unfinished
 from flows.selection import Selection
 from stages.recipe import ResolvedRecipe
 
-FORKED_STAGES = 4
+FORKED_STAGES = 3
 """Stages to compute from which on a fork server is worth what it takes to start."""
 EARLY: ContextVar[Forks | None] = ContextVar("forks", default=None)
 """The server that was started before the run's flow; None: the flow starts its own."""
