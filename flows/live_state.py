@@ -16,6 +16,10 @@ CURVES = {
     "train/loss": "loss",
 }
 """Metric of a journal -> its name in the view; a stage shows the curve of the first that its lines have."""
+TRAINED = ("reward/accuracy", "reward/total", "train/loss")
+"""Those whose first and last value say what a stage has changed."""
+ESTIMATED = ("eval/accuracy",)
+"""Those whose last value is the stage's result: shares of all answers so far."""
 _ENDS: dict[str, Status] = {"done": "done", "failed": "failed", "interrupted": "interrupted"}
 RECENT = 10
 """Steps over which the time of one is averaged."""
@@ -37,6 +41,8 @@ class StageView:
     """The newest step."""
     curve: list[float] = field(default_factory=list)
     curve_name: str = ""
+    curve_says: Literal["change", "result", "nothing"] = "nothing"
+    """What the curve says of the stage when it is finished."""
     recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
     """Steps and when their lines came."""
 
@@ -50,6 +56,7 @@ class StageView:
         metric = next((name for name in CURVES if name in line.metrics), None)
         if metric is not None:
             self.curve_name = CURVES[metric]
+            self.curve_says = "change" if metric in TRAINED else "result" if metric in ESTIMATED else "nothing"
             self.curve.append(line.metrics[metric])
 
     def seconds_left(self, now: float) -> float | None:

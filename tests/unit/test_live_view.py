@@ -110,6 +110,20 @@ def test_a_stage_that_is_tried_again_begins_with_an_empty_curve() -> None:
     assert view.stages["zero"].needs == ("base",)
 
 
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [("reward/accuracy", "accuracy 0.25 → 0.75"), ("eval/accuracy", "accuracy 0.75"), ("curate/correct_share", "")],
+)
+def test_a_finished_stage_says_what_it_changed_or_measured(metric: str, says: str) -> None:
+    view = running()
+    view.begin("zero", "rl", 50.0)
+    for step, value in enumerate([0.25, 0.5, 0.75], 1):
+        view.stages["zero"].add(Line(step, 3, 0, {metric: value}), 50.0 + step)
+    view.end("zero", "done", 4.0)
+    (row,) = [row for row in text(view, 80) if "─✓ zero " in row]
+    assert row.rstrip().endswith(f"done  4.0 s  {says}".rstrip())
+
+
 def test_blocks_of_constant_and_not_finite_values() -> None:
     assert blocks([0.5, 0.5], 8) == "▁▁"
     assert blocks([0.0, float("nan"), float("inf"), 1.0], 8) == "▁█"
