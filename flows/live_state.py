@@ -8,18 +8,16 @@ from typing import Literal
 from stages.tracking.journal import Line
 
 Status = Literal["pending", "running", "done", "reused", "failed", "interrupted"]
-CURVES = {
-    "reward/accuracy": "accuracy",
-    "eval/accuracy": "accuracy",
-    "curate/correct_share": "accuracy",
-    "reward/total": "reward",
-    "train/loss": "loss",
+Summary = Literal["change", "result", "none"]
+"""What a curve says of a finished stage: from what to what, its last value (a share of all answers so far), nothing."""
+CURVES: dict[str, tuple[str, Summary]] = {
+    "reward/accuracy": ("accuracy", "change"),
+    "eval/accuracy": ("accuracy", "result"),
+    "curate/correct_share": ("accuracy", "none"),
+    "reward/total": ("reward", "change"),
+    "train/loss": ("loss", "change"),
 }
-"""Metric of a journal -> its name in the view; a stage shows the curve of the first that its lines have."""
-TRAINED = ("reward/accuracy", "reward/total", "train/loss")
-"""Those whose first and last value say what a stage has changed."""
-ESTIMATED = ("eval/accuracy",)
-"""Those whose last value is the stage's result: shares of all answers so far."""
+"""Metric of a journal -> its name in the view and its summary; a stage shows the curve of the first that its lines have."""
 _ENDS: dict[str, Status] = {"done": "done", "failed": "failed", "interrupted": "interrupted"}
 RECENT = 10
 """Steps over which the time of one is averaged."""
@@ -41,8 +39,7 @@ class StageView:
     """The newest step."""
     curve: list[float] = field(default_factory=list)
     curve_name: str = ""
-    curve_says: Literal["change", "result", "nothing"] = "nothing"
-    """What the curve says of the stage when it is finished."""
+    summary: Summary = "none"
     recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
     """Steps and when their lines came."""
 
@@ -55,8 +52,7 @@ class StageView:
         self.recent.append((line.step, now))
         metric = next((name for name in CURVES if name in line.metrics), None)
         if metric is not None:
-            self.curve_name = CURVES[metric]
-            self.curve_says = "change" if metric in TRAINED else "result" if metric in ESTIMATED else "nothing"
+            self.curve_name, self.summary = CURVES[metric]
             self.curve.append(line.metrics[metric])
 
     def seconds_left(self, now: float) -> float | None:

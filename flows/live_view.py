@@ -128,9 +128,9 @@ def _row(prefix: str, stage: StageView, column: int, width: int, now: float, sig
         row.append(stage.kind, "dim")
     else:
         row.append(stage.status if stage.seconds is None else f"{stage.status}  {stage.seconds:.1f} s", style)
-        if stage.curve_says == "change" and len(stage.curve) > 1:
+        if stage.summary == "change" and len(stage.curve) > 1:
             row.append(f"  {stage.curve_name} {stage.curve[0]:.2f} {signs.arrow} {stage.curve[-1]:.2f}")
-        elif stage.curve_says == "result" and stage.curve:
+        elif stage.summary == "result" and stage.curve:
             row.append(f"  {stage.curve_name} {stage.curve[-1]:.2f}")
     return row
 

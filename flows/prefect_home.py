@@ -6,6 +6,7 @@ In order: what the user chose; the server of `r1 up`; otherwise a server of the 
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,14 @@ def alone_at_start(runs: Path) -> Iterator[None]:
     """Keep other runs of this runs folder from starting a server at the same time.
 
     A server makes or migrates its database when it starts, and of two that do so at once one fails. A lock that cannot be had
-    in the time that a start may take (a file system without locks looks like one that is held) is gone without.
+    in the time that a start may take (a file system without locks looks like one that is held) is said and done without.
     """
     home(runs).mkdir(parents=True, exist_ok=True)
     lock = FileLock(home(runs) / ".starting.lock")
-    with contextlib.suppress(Timeout, NotImplementedError):
+    try:
         lock.acquire(timeout=START_SECONDS)
+    except (Timeout, NotImplementedError):  # the latter: a file system without locks that says so
+        print(f"r1: {lock.lock_file} cannot be locked; if a server does not start, try again", file=sys.stderr)
     try:
         yield
     finally:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 POLL_SECONDS = 1.0
+MOST_LINES = 4000
+"""Of an answer in a panel."""
 _COLOURS = {"right": "green", "wrong": "red", "none": "yellow"}
 
 
@@ -125,10 +127,20 @@ def _panels(console: "Console", rows: Iterable[Row]) -> None:
         if asked != (asked := (row["file"], row["problem_id"])):
             console.print(Text(f"problem {_question(row)}", style="bold"))
         colour = _COLOURS.get(row["verdict"], "none")
-        body, facts = Text(printable(row["text"])), _facts(row)
+        body, facts = Text(_shortened(printable(row["text"]))), _facts(row)
         above, below = Text(" · ".join(facts[:-1])), Text(facts[-1])
         panel = Panel(body, title=above, title_align="left", subtitle=below, subtitle_align="right", border_style=colour)
         console.print(panel, highlight=False)
+
+
+def _shortened(text: str) -> str:
+    """The text, without the middle where it has more lines than anyone reads: a panel takes a quarter of a millisecond each."""
+    lines = text.split("\n")
+    if len(lines) <= MOST_LINES:
+        return text
+    half = MOST_LINES // 2
+    left_out = f"… {len(lines) - 2 * half:,} lines left out; `--json` has them …"
+    return "\n".join([*lines[:half], left_out, *lines[-half:]])
 
 
 def _question(row: Row) -> str:

@@ -3,6 +3,7 @@
 Prefect's own caches look at task source and arguments; the truth here is the manifest, so the task has none.
 """
 
+import contextlib
 import functools
 import shlex
 from collections.abc import Mapping
@@ -134,6 +135,13 @@ def _compute(work: Work, name: str, folder: StageFolder, record: StageRecord, va
         ending = "KILLED" if outcome.status is ExitStatus.INTERRUPTED else "FAILED"
         manifest = _believe(name, folder, record, _named(outcome, work))
         ending = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        # A stage that was asked to stop may have come to its end instead. A damaged manifest is the next attempt's to report.
+        with contextlib.suppress(UserError):
+            manifest = verify_manifest(folder, record.fingerprint)
+        if manifest is not None:
+            ending = "FINISHED"
+        raise
     finally:
         status = {"FINISHED": "done", "FAILED": "failed", "KILLED": "interrupted"}[ending]
         seconds = manifest.wall_seconds if manifest else None

@@ -22,6 +22,8 @@ FORMULAS = frozenset({"countdown", "intermediate_integration", "polynomial_multi
 """Tasks whose scorers give the answer to sympy's `parse_expr`, which is `eval` with sympy's and Python's names."""
 LISTS = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
 """Tasks whose scorers give an answer that is not the expected text to `eval`."""
+LONGEST = 100_000
+"""Characters of an answer, far beyond any right one, from which it is refused unread: Python reads a megabyte in 3 s."""
 _NAMES = """
 abs Abs sqrt cbrt root exp log ln factorial Rational Integral erf erfc Ei Si Ci
 sin cos tan sec csc cot asin acos atan asec acsc acot sinh cosh tanh sech csch coth asinh acosh atanh asech acsch acoth
@@ -44,6 +46,8 @@ _PLAIN = (
 
 def refused(answer: str, task: str) -> bool:
     """Whether the scorer of a task must not see an answer. A formula that Python cannot parse is refused as well."""
+    if len(answer) > LONGEST:
+        return True
     bad = _bad_in_formula if task in FORMULAS else _bad_in_list if task in LISTS else _bad_in_prose
     # As statements, with the white space at its ends off as sympy takes it off; and exactly as `eval` reads it: white space
     # counts after a backslash. The names in a tree are normalized (NFKC), as those that are looked up.

@@ -46,7 +46,7 @@ def place(package: Package, database: Path) -> bool:
     try:
         shutil.copyfile(template(package), part)
         os.link(part, database)  # unlike a rename it never replaces what another process has made meanwhile
-    except OSError:
+    except (OSError, importlib.metadata.PackageNotFoundError):  # the latter: mlflow-skinny in place of mlflow
         return False
     finally:
         with contextlib.suppress(OSError):
@@ -83,7 +83,11 @@ def main() -> None:
         if not goal.is_file():
             goal.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=goal.parent) as folder:
-                make(package, Path(folder)).replace(goal)
+                try:
+                    make(package, Path(folder)).replace(goal)
+                except subprocess.CalledProcessError as error:
+                    reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+                    sys.exit(f"set-up: {package} cannot make its database ({reason})")
 
 
 if __name__ == "__main__":

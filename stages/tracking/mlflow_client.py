@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from stages.store.empty_databases import place
@@ -92,6 +93,11 @@ def _database_hint(error: BaseException) -> str:
     return hint or "for example sqlite:////absolute/mlflow.db or http://127.0.0.1:5000"
 
 
+def _is_plain_file(database: str) -> bool:
+    """Whether SQLite's database is a file by its path: neither in memory nor an address (`file:…`)."""
+    return bool(database) and not database.startswith((":memory:", "file:"))
+
+
 class Connection:
     """A client and an experiment. `experiment_id` is empty until MLflow has answered once."""
 
@@ -106,9 +112,9 @@ class Connection:
         # Of a database that fails it writes a traceback at each attempt; the error is raised too, and told once.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.experiment, self.experiment_id = uri, experiment, ""
-        if uri.startswith(SQLITE):
-            place("mlflow", Path(uri.removeprefix(SQLITE)))
         try:
+            if uri.startswith(SQLITE) and _is_plain_file(file := make_url(uri).database or ""):
+                place("mlflow", Path(file))
             self._client = MlflowClient(uri)
         except (*AWAY, ImportError) as error:
             raise UserError(

@@ -17,8 +17,8 @@ from tests.conftest import OF_RANKS, ROOT, tiny_llama
 
 def environment() -> dict[str, str]:
     """This process's environment without the user's Prefect, MLflow, PostgreSQL and ranks, and with the clone importable."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PG", *OF_RANKS))}
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PG", *OF_RANKS))}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH")]))}
 
 
 def r1(*arguments: object, timeout: float = 180) -> subprocess.CompletedProcess[str]:

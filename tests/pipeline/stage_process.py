@@ -125,5 +125,5 @@ def environment() -> dict[str, str]:
     """One thread a process: tests run in two workers on two cores. What this process's own rank has set stays here: ranks on
     machines of their own would look for each other on their loopback interfaces.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_RANKS)}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(OF_RANKS)}
+    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ from tests.pipeline.operation import digests
 from tests.pipeline.servers import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-OVERRIDES = ("zero.steps=4", "evaluation.samples=96", "evaluation.chunk=1")
+OVERRIDES = ("zero.steps=4", "evaluation.samples=192", "evaluation.chunk=1")
 SET = ("--set", "shared.compute.threads=1", *(word for text in OVERRIDES for word in ("--set", f"stages.{text}")))
 
 
@@ -87,9 +87,9 @@ def test_asked_to_end_all_stop_and_all_are_resumed(one: Run) -> None:
     assert record["status"] == "interrupted"
     stopped = evaluations(record, "interrupted")
     assert len(stopped) >= 2
-    outcomes = [json.loads((Path(stage["folder"]) / "attempts" / "1" / "outcome.json").read_text()) for stage in stopped]
-    # Each was asked, and came to a boundary; for one that had a chunk already that may be its end.
-    assert "interrupted" in {outcome["status"] for outcome in outcomes} <= {"interrupted", "done"}
+    for stage in stopped:
+        outcome = json.loads((Path(stage["folder"]) / "attempts" / "1" / "outcome.json").read_text())
+        assert outcome["status"] == "interrupted"  # each was asked, and came to a boundary
     assert "running" not in {stage["status"] for stage in record["stages"].values()}
     command = [sys.executable, "-m", "flows.cli", "resume", "latest", "--runs", str(run.runs), "--parallel", "3"]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=600)

@@ -127,3 +127,12 @@ def test_following_prints_what_comes_until_the_stage_is_done(
     worker.join()
     texts = [line.strip(" |") for line in capsys.readouterr().out.splitlines() if line.startswith("  | ")]
     assert (status, texts) == (ExitStatus.DONE, ["old2", "new3", "new4"])
+
+
+def test_a_panel_leaves_out_the_middle_of_an_answer_of_many_lines() -> None:
+    text = "\n".join(map(str, range(rollouts.MOST_LINES + 1)))
+    shortened = rollouts._shortened(text).split("\n")
+    assert (shortened[0], shortened[-1]) == ("0", str(rollouts.MOST_LINES))
+    assert [line for line in shortened if not line.isdigit()] == ["… 1 lines left out; `--json` has them …"]
+    whole = text.rpartition("\n")[0]
+    assert rollouts._shortened(whole) == whole

@@ -73,7 +73,7 @@ stages:
       documents: {{operations_min: 1, operations_max: 1}}}}
   zero:
     {{kind: rl, policy: base, steps: 1, questions: 2, samples: 2, minibatches: 1, compute: {{processes: 2}},
-      rewards: {{functions: {{mine: {{function: "rewards_of_mine:reward"}}}}}}}}
+      rewards: {{functions: {{planted: {{function: "planted_reward:reward"}}}}}}}}
   data:
     {{kind: curate, sampler: base, count: 20, filters: {{min_language: 0}},
       rewrite: {{endpoint: {{url: "{url}", model: m, key_variable: NOT_TELLING}}}}}}
@@ -212,7 +212,7 @@ def test_planted_secrets_appear_nowhere(tmp_path: Path) -> None:
     runs, code = tmp_path / "runs", tmp_path / "code"
     code.mkdir()
     (code / "mine.py").write_text(CODE)
-    (code / "rewards_of_mine.py").write_text(REWARD)
+    (code / "planted_reward.py").write_text(REWARD)
     (code / "mine.yaml").write_text(TASK.format(folder=code))
     (code / "data.json").write_text('{"q": "one", "a": "1"}\n')
     assert len({planted(name) for name in PLACES}) >= 20
@@ -288,7 +288,7 @@ def look(r1: Command, runs: Path, folder: Path) -> None:
     assert {"mlflow.db", "prefect.db", "pipeline.json", "manifest.json", "outcome.json", "log.txt", "server.log"} <= names
     logs = "".join(path.read_text(errors="replace") for path in files if path.name == "log.txt")
     (journal,) = runs.glob("stages/rl-*/journal.jsonl")
-    assert [line.metrics["reward/mine"] for line in read(journal)] == [0.0], "a reward function has read a secret"
+    assert [line.metrics["reward/planted"] for line in read(journal)] == [0.0], "a reward function has read a secret"
     for word in ("printed [PRINTED_SECRET]", "logged [LOGGED_SECRET]", "from a shell [SHELL_SECRET]", "raised [RAISED_SECRET]"):
         assert word in logs, f"{word}: nobody tried to give it away"
     assert "OPENAI_API_KEY=[OPENAI_API_KEY]" in logs

@@ -16,7 +16,7 @@ from flows.selection import Selection
 from flows.stage_task import finish_stage, stage_record
 from flows.work import Work
 from stages.recipe import load_recipe
-from stages.store.errors import UserError
+from stages.store.errors import Interrupted, UserError
 from stages.store.files import read_json
 from stages.store.manifest import verify_manifest
 
@@ -94,3 +94,20 @@ def test_execution_settings_change_without_a_new_computation(own: Path) -> None:
     assert finish_stage(work(own), "base") == "done"
     assert read_json(folder.config)["config"]["compute"]["threads"] == 1
     assert verify_manifest(folder, record.fingerprint) is not None
+
+
+@pytest.mark.parametrize(("done", "status"), [(True, "done"), (False, "interrupted")])
+def test_a_stage_that_ends_while_it_is_asked_to_stop_is_what_it_came_to(
+    own: Path, monkeypatch: pytest.MonkeyPatch, done: bool, status: str
+) -> None:
+    stopped = work(own)
+
+    def asked_to_stop(*arguments: Any, **options: Any) -> None:
+        if done:
+            launch(*arguments, **options, command=[sys.executable, "-c", STAGE])
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr("flows.stage_task.launch", asked_to_stop)
+    with pytest.raises(Interrupted):
+        finish_stage(stopped, "base")
+    assert stopped.record.stages["base"]["status"] == status

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from stages.store import empty_databases
 from stages.store.empty_databases import make, place
+from stages.tracking.mlflow_client import Connection
 
 
 @pytest.fixture
@@ -108,3 +110,17 @@ def test_prefect_makes_all_its_tables_and_the_users_database_stays_out_of_it(
 
     assert set(Base.metadata.tables) <= tables
     assert rows(made).keys() <= {"alembic_version", "concurrency_limit_v2", "configuration"}
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true", "sqlite:///own.db?timeout=5"])
+def test_an_address_with_more_than_a_path_leaves_no_stray_file(
+    tmp_path: Path, templates: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Connection(uri, "mine")
+    assert {name for name in files(tmp_path) if name not in ("environment", "mlruns")} <= {"own.db"}
+
+
+def test_another_distribution_of_mlflow_has_no_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
+    assert not place("mlflow", tmp_path / "mlflow.db")

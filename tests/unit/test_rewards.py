@@ -343,3 +343,10 @@ def test_filters_name_the_first_that_fails():
     score(rewards, episodes, max_tokens=64, key="")
     assert [first_failure(e, Filters(), rewards) for e in episodes] == [failure for _, _, failure in cases]
     assert most_repeats("a b a b", 2) == 2 and most_repeats("a", 2) == 0
+
+
+def test_a_gym_answer_longer_than_any_right_one_is_refused_unread():
+    from stages.rewards.gym_guard import refused
+
+    assert not refused("word " * 20_000, "word_ladder")
+    assert refused("word " * 20_001, "word_ladder")
