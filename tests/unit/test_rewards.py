@@ -348,5 +348,5 @@ def test_filters_name_the_first_that_fails():
 def test_a_gym_answer_longer_than_any_right_one_is_refused_unread():
     from stages.rewards.gym_guard import refused
 
-    assert not refused("word " * 20_000, "word_ladder")
-    assert refused("word " * 20_001, "word_ladder")
+    assert not refused("word\n" * 20_000, "word_ladder")
+    assert refused("word\n" * 20_001, "word_ladder")
