@@ -18,12 +18,12 @@ OF_RANKS = ("GLOO_", "NCCL_", "LOCAL_RANK")
 _GIVEN = frozenset(os.environ)
 
 LONGEST_FIRST = (
+    "untrusted/test_total.py",  # an hour of the slow ones
     "pipeline/test_whole_run.py",
     "pipeline/test_zero.py",
     "pipeline/test_command.py",
     "pipeline/test_schedule.py",
     "pipeline/test_user_environment.py",
-    "untrusted/test_total.py",
     "pipeline/test_stage_resume.py",
     "pipeline/test_sft_resume.py",
     "pipeline/test_preflight.py",

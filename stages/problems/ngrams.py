@@ -29,7 +29,7 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # each sign count
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 _TOKEN = re.compile(rf"\d+(?:\.\d+)+|[{_CJK}]|[^\W_{_CJK}]+|[-+*/^=<>|%!()]|\S")
 _SIGNS = "-+*/^=<>|%!()"
-_SAME = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "÷": "/", "’": "'", "‘": "'", "`": "'", "´": "'"})
+_SAME = {"−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "÷": "/", "’": "'", "‘": "'", "`": "'", "´": "'"}
 _SENTENCE = re.compile(r"(?<=[.?!:;])[$*_]*\s+|\n+|[\"“”«»]|\$\$|\\\[|\\\]")
 
 
@@ -58,7 +58,11 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Is a well-known f(x) = 3.5x - 2 (in cm) odd?")
     ['is', 'a', 'well', 'known', 'f', '(', 'x', ')', '=', '3.5', 'x', '-', '2', 'in', 'cm', 'odd']
     """
-    found = [(match[0], match.start(), match.end()) for match in _TOKEN.finditer(_plain(text))]
+    return _tokens(_plain(text))
+
+
+def _tokens(plain: str) -> list[str]:
+    found = [(match[0], match.start(), match.end()) for match in _TOKEN.finditer(plain)]
     kept = []
     for index, (part, start, end) in enumerate(found):
         before = found[index - 1] if index else ("", -1, -1)
@@ -81,8 +85,10 @@ def _counts(sign: str, start: int, end: int, before: tuple[str, int, int], after
 
 
 def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold().translate(_SAME).replace("'", "")
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", folded)
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    for sign, same in _SAME.items():  # `translate` takes ten times as long
+        folded = folded.replace(sign, same)
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", folded.replace("'", ""))
 
 
 def _mathematical(token: str) -> bool:
@@ -91,10 +97,11 @@ def _mathematical(token: str) -> bool:
 
 def _key(parts: Iterable[str]) -> str:
     """Tokens in one, so that it does not matter where a text parts its words; numbers stay apart."""
-    key = ""
+    key, after_number = [], False
     for part in parts:
-        key += f" {part}" if key[-1:].isdecimal() and part[:1].isdecimal() else part
-    return key
+        key.append(f" {part}" if after_number and part[:1].isdecimal() else part)
+        after_number = part[-1:].isdecimal()
+    return "".join(key)
 
 
 class Questions:
@@ -116,7 +123,8 @@ class Questions:
 
         Several texts under one name are one question, as are texts of which one contains the other.
         """
-        found, exact = words(question), tokens(question)
+        plain = _plain(question)
+        found, exact = _WORD.findall(plain), _tokens(plain)
         whole = "".join(found)
         if len(found) >= self.n:
             self._named.setdefault(" ".join(found), {})[name] = None
