@@ -54,6 +54,7 @@ def prefect_server(runs: Path) -> Iterator[Callable[[], None]]:
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     log = home(runs) / "server.log"
     idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE}
+    idle["PREFECT_API_BLOCKS_REGISTER_ON_START"] = "false"  # 2 s of computing; `r1 up`, which has pages, registers them
     arguments, environment = server_arguments(port, ui=False), {**server_environment(runs), **idle}
     health = f"http://127.0.0.1:{port}/api/health"
     with contextlib.ExitStack() as starting:

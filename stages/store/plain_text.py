@@ -1,6 +1,7 @@
 """Text for streams that cannot show every character (an ASCII or Latin-1 terminal): plain characters in place of an error."""
 
 import codecs
+import functools
 import sys
 import unicodedata
 
@@ -36,6 +37,7 @@ def plain(text: str) -> str:
     return "".join(map(_plain_character, text))
 
 
+@functools.lru_cache(maxsize=4096)  # a text has few different characters, and some take 6 µs
 def _plain_character(character: str) -> str:
     if character.isascii():
         return character

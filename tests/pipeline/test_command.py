@@ -17,57 +17,50 @@ from safetensors.torch import save_file
 from tests.pipeline.conftest import environment, r1, r1_in_process, refused
 
 
-def test_run_and_fresh_and_what_is_said_of_them(recipe: Path, runs: Path) -> None:
-    first = r1("run", recipe, "--until", "base", "--json")
-    assert first.returncode == 0, first.stderr
+def test_runs_one_after_the_other_and_what_is_said_of_them(
+    recipe: Path, runs: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    # One stage is done, the other refuses by what no look beforehand can tell: its weights are none of the model's.
+    folder = tmp_path / "lacking"
+    shutil.copytree(model_folder, folder)
+    save_file({"other": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    first = r1("run", recipe, "--set", f"stages.other.path={folder}", "--retries", "2", "--json")
+    assert first.returncode == 2
     document = json.loads(first.stdout)
-    assert document["status"] == "done"
-    assert [(s["stage"], s["status"]) for s in document["stages"]] == [("base", "done"), ("other", "pending")]
+    assert document["status"] == "mistake"
+    assert "weights are missing" in document["error"]["message"]
+    base, other = document["stages"]
+    assert [(s["stage"], s["status"]) for s in (base, other)] == [("base", "done"), ("other", "failed")]
+    assert [attempt.name for attempt in Path(other["folder"], "attempts").iterdir()] == ["1"]  # a mistake is not tried again
     assert document["mlflow"]["tracking_uri"] == f"sqlite:///{runs / 'mlflow.db'}"
-    assert document["stages"][0]["mlflow_run_id"]
+    assert base["mlflow_run_id"]
+    assert "Traceback" not in first.stderr
+    assert "r1: stage `other`: " in first.stderr
 
     again = r1("run", recipe, "--until", "base")
     assert again.returncode == 0, again.stderr
     assert "base: finished before, reused" in again.stderr
 
-    second = r1("run", recipe, "--fresh", "base")
-    assert second.returncode == 0, second.stderr
-    assert "base: done" in second.stderr
-    assert "r1 up" in second.stdout
+    last = r1("run", recipe, "--fresh", "base")
+    assert last.returncode == 0, last.stderr
+    assert "base: done" in last.stderr
+    assert "r1 up" in last.stdout
 
     listed = json.loads(r1_in_process("status", "--json", "--runs", runs).stdout)["runs"]
-    assert [row["status"] for row in listed] == ["done", "done", "done"]
+    assert [row["status"] for row in listed] == ["done", "done", "mistake"]
     names = [row["run"] for row in listed]
     sent = json.loads((runs / "pipelines" / names[1] / "pipeline.json").read_text())  # by the run after it
     assert sent["mlflow"]["parent_run_id"]
     assert [(s["status"], bool(s["mlflow_run_id"])) for s in sent["stages"].values()] == [("reused", True), ("pending", False)]
     with contextlib.closing(sqlite3.connect(runs / "prefect" / "prefect.db")) as database:
         states = dict(database.execute("select name, state_type from flow_run").fetchall())
-    assert states[names[1]] == "COMPLETED"
+    assert [states[name] for name in names] == ["COMPLETED", "COMPLETED", "FAILED"]
     detail = json.loads(r1_in_process("status", "latest", "--json", "--runs", runs).stdout)
     assert detail["run"] == names[0]
     assert [stage["status"] for stage in detail["stages"]] == ["done", "done"]
-    assert detail["stages"][0]["folder"] == document["stages"][0]["folder"] + "-g2"
+    assert detail["stages"][0]["folder"] == base["folder"] + "-g2"
     compared = json.loads(r1_in_process("compare", *names, "--runs", runs, "--json").stdout)
     assert compared["runs"] == names
-
-
-def test_a_stage_that_refuses_ends_the_run_with_its_line(recipe: Path, tmp_path: Path, model_folder: Path) -> None:
-    """By what no look beforehand can tell: its weights are none of the model's."""
-    folder = tmp_path / "lacking"
-    shutil.copytree(model_folder, folder)
-    save_file({"other": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
-    done = r1("run", recipe, "--set", f"stages.other.path={folder}", "--retries", "2", "--json")
-    assert done.returncode == 2
-    document = json.loads(done.stdout)
-    assert document["status"] == "mistake"
-    assert "weights are missing" in document["error"]["message"]
-    base, other = document["stages"]
-    assert base["status"] in ("reused", "done")  # reused when the test above ran
-    assert other["status"] == "failed"
-    assert [attempt.name for attempt in Path(other["folder"], "attempts").iterdir()] == ["1"]  # a mistake is not tried again
-    assert "Traceback" not in done.stderr
-    assert "r1: stage `other`: " in done.stderr
 
 
 def test_refusals(recipe: Path, tmp_path: Path) -> None:
