@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from stages.kinds import stage_kind
+from stages.contract.config import Compute
+from stages.contract.errors import ExitStatus, Interrupted, UserError
+from stages.contract.secrets import redact, redacted
+from stages.kinds.registry import stage_kind
+from stages.runtime import heartbeat
 from stages.runtime.platform import peak_memory
-from stages.store import heartbeat
-from stages.store.config import Compute
-from stages.store.errors import ExitStatus, Interrupted, UserError
+from stages.runtime.proxies import keep_loopback_direct
+from stages.runtime.python_switches import demand_docstrings, restart_without_switches
+from stages.runtime.streams import redact_streams
 from stages.store.files import TEMPORARY, read_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
-from stages.store.proxies import keep_loopback_direct
-from stages.store.python_switches import demand_docstrings, restart_without_switches
-from stages.store.secrets import redact, redacted
 from stages.store.stage import Result, StageContext, StopRequest
-from stages.store.streams import redact_streams
 from stages.store.system_faults import system_fault
 from stages.store.user_code import inherited_code_folders, use_code_folders
 from stages.store.user_files import check_user_files
 
 if TYPE_CHECKING:
-    from stages.engine.hosts import Hosts
+    from stages.engine.multi_node import Hosts
 
 PARENT_VARIABLE = "R1_PARENT_PID"
 """Process id whose death ends this process: nothing is left running when the pipeline is killed."""
@@ -104,7 +104,7 @@ def _meet(folder: StageFolder, attempt: Path, rank: int) -> "Hosts | None":
     """Meet the other machines, whose failure ends this process from now on; None on one machine."""
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
         return None
-    from stages.engine.hosts import Hosts
+    from stages.engine.multi_node import Hosts
 
     def end(word: dict[str, Any]) -> None:
         status = ExitStatus.MISTAKE if word["status"] == "mistake" else ExitStatus.FAILED
@@ -165,9 +165,9 @@ def run_stage(folder: StageFolder, rank: int = 0, world_size: int = 1, hosts: "H
     result = kind.run(context)
     peaks = [(peak_memory(), peak_gpu_memory())]
     if world_size > 1:
-        from stages.engine import ranks
+        from stages.engine import distributed
 
-        peaks = ranks.gather(peaks[0])
+        peaks = distributed.gather(peaks[0])
     memory, gpu_memory = (None if None in column else sum(filter(None, column)) for column in zip(*peaks, strict=True))
     if rank == 0:
         seconds = time.monotonic() - started + _earlier_seconds(folder)

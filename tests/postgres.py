@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.server_process import free_port
+from flows.servers.server_process import free_port
 from tests.requirements import require
 
 USER = "r1_owner"

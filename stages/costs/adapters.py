@@ -6,8 +6,8 @@ Beside a layer of `inputs` × `outputs` weights stand `rank` × (`inputs` + `out
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from stages.contract.errors import UserError
 from stages.costs.shape import Shape
-from stages.store.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from stages.contract.config import Config
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 from stages.costs.amounts import SHARED, Amounts
 from stages.costs.fit import Measured, fitted
-from stages.store.config import Config
-from stages.store.errors import UserError
 from stages.store.files import read_json
-from stages.store.suggest import nearest
 
 PLAN = Path(__file__).resolve().parents[2] / "configs" / "plan"
 STORAGE = 1.0e9

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 
 BIASED = ("qwen2", "qwen2_moe")
 """Model types whose queries, keys and values have a bias without saying so in the config."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
+from stages.contract.errors import RESUME, Interrupted, StageFailed, UserError
 from stages.curation.endpoint import Endpoint
 from stages.curation.ledger import Ledger
 from stages.curation.reply import NoReply, read_stream, read_whole
-from stages.store import heartbeat
-from stages.store.errors import RESUME, Interrupted, StageFailed, UserError
+from stages.runtime import heartbeat
 from stages.store.files import digest_json
 from stages.store.stage import StopRequest
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.store.config import Config
+from stages.contract.config import Config
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from stages.store.config import EXECUTION, Config
-from stages.store.errors import RESUME, UserError
-from stages.store.secrets import declare
+from stages.contract.config import EXECUTION, Config
+from stages.contract.errors import RESUME, UserError
+from stages.contract.secrets import declare
 
 
 class Endpoint(Config):

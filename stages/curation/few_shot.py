@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from stages.contract.config import Config, ExternalPath
+from stages.contract.errors import UserError
 from stages.problems.rows import read_rows
 from stages.problems.templates import Example
-from stages.store.config import Config, ExternalPath
-from stages.store.errors import UserError
 
 COLUMNS = ("question", "thinking", "answer")
 

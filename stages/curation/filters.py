@@ -10,11 +10,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import ADDED, Config
 from stages.problems.episode import Episode
 from stages.rewards.language import readable
 from stages.rewards.settings import Rewards
 from stages.rewards.tags import thinking
-from stages.store.config import ADDED, Config
 
 FILTERS = ("finished", "correct", "format", "thinking", "language", "repetition")
 """What every answer must pass, in this order; an answer that fails is counted under the first one it fails."""

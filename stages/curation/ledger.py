@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import append
 from stages.store.seals import opened, sealed
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from stages.contract.errors import RESUME, UserError
+from stages.contract.suggest import nearest
 from stages.problems.rows import read_rows
-from stages.store.errors import RESUME, UserError
 from stages.store.files import digest_json, whole_folder
-from stages.store.suggest import nearest
 
 VERDICTS = {"accept": True, "accepted": True, "yes": True, "reject": False, "rejected": False, "no": False}
 """What may be written, in any case of letters -> whether the answer is kept."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
+from stages.contract.config import Config
 from stages.curation.endpoint import Endpoint
 from stages.curation.filters import Filters, first_failure
 from stages.curation.ledger import Ledger
 from stages.problems.episode import Episode, Reward
 from stages.rewards.score import Rewards, score
-from stages.store.config import Config
 from stages.store.folders import StageFolder
 from stages.store.stage import StopRequest
 

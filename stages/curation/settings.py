@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import ADDED, EXECUTION, ModelRef
 from stages.curation.duplicates import Duplicates
 from stages.curation.few_shot import FewShot
 from stages.curation.filters import Filters
@@ -11,11 +12,10 @@ from stages.curation.rewrite import Rewrite
 from stages.problems.decontamination import Decontaminated
 from stages.problems.sources import ProblemSource, unjudged_at, verifiers_asked
 from stages.problems.templates import Template
+from stages.rewards.answers.verifiers import used
 from stages.rewards.score import Rewards
-from stages.rewards.verifiers import used
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import ADDED, EXECUTION, ModelRef
 
 
 class CurateConfig(Decontaminated):

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from stages.contract.errors import UserError
 from stages.engine.adapters import adapters, insert_adapters
-from stages.store.errors import UserError
 from stages.store.files import read_json
 
 FOLDER = "adapter"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from stages.contract.errors import UserError
 from stages.engine.settings import Lora
-from stages.store.errors import UserError
 
 PARTS = (".lora_A", ".lora_B")
 """How the names of an adapter's two matrices end."""

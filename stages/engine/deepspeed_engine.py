@@ -18,20 +18,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages.engine import ranks
+from stages.contract.errors import UserError
+from stages.engine import distributed
 from stages.engine.adapter_folder import write_adapter
 from stages.engine.adapters import base_weights, is_adapted, plain_weights, same_shape
+from stages.engine.checkpoint.state import read_state, write_state
 from stages.engine.deepspeed_file import merge as merge_settings
 from stages.engine.deepspeed_file import stage_training
 from stages.engine.lean_deepspeed import deepspeed
 from stages.engine.muon import Muon
-from stages.engine.packed import Packed, Text, TrainingPath, alone, micro_batches, row, rows
+from stages.engine.packing.pack import Packed, Text, TrainingPath, alone, micro_batches, row, rows
 from stages.engine.scorer import Scorer, chunks_for
 from stages.engine.settings import Training, deepspeed_file, deepspeed_settings
-from stages.engine.whole_state import read_state, write_state
-from stages.store import heartbeat
-from stages.store.clock import clock
-from stages.store.errors import UserError
+from stages.runtime import heartbeat
+from stages.runtime.clock import clock
 
 BUCKET = 2**22
 """Entries of gradients after which ranks sum what has come together, where each has them whole; a larger weight is not cut."""
@@ -45,9 +45,9 @@ class Engine:
 
         muon: Muon instead of AdamW for the matrices of hidden layers; ZeRO 0 only, as it needs whole matrices.
         """
-        ranks.join(device)
+        distributed.join(device)
         self.settings = optimizer
-        self.device = ranks.local_device(device)
+        self.device = distributed.local_device(device)
         scorer.model.config.use_cache = False  # type: ignore[union-attr]
         # Dropout stays off: sampler, trainer and reference must mean one policy, and no checkpoint holds its random numbers.
         scorer.to(self.device).eval()
@@ -82,7 +82,7 @@ class Engine:
             first = error.errors()[0]
             what = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
             raise UserError(what, where=str(deepspeed_file(zero)), mend="correct the value there") from error
-        self.world_size, self.rank = ranks.size(), ranks.number()
+        self.world_size, self.rank = distributed.size(), distributed.number()
         self._whole_gradients = self.zero_stage == 0 or (bf16 and self.zero_stage == 1)
         if self._whole_gradients:
             # It would copy all gradients into one array and back, even alone: `accumulate` has it done in parts.
@@ -101,7 +101,7 @@ class Engine:
             hidden=width if isinstance(width, int) else None,
         )
         merged = merge_settings(deepspeed_settings(zero), stage, str(deepspeed_file(zero)))
-        for warning in merged.warnings if ranks.number() == 0 else ():
+        for warning in merged.warnings if distributed.number() == 0 else ():
             print(f"warning: {deepspeed_file(zero)}: {warning}", file=sys.stderr)
         return merged.settings
 
@@ -156,7 +156,7 @@ class Engine:
 
         The n-th micro-batch of every rank goes through the head in equally many chunks. `filler`: any text.
         """
-        counts = ranks.gather([chunks_for(len(packed.targets)) for packed in mine])
+        counts = distributed.gather([chunks_for(len(packed.targets)) for packed in mine])
         needed = max(map(len, counts))
         filled = mine + [self.alone([filler])[0] for _ in range(needed - len(mine))]
         for index, packed in enumerate(filled):
@@ -262,7 +262,7 @@ class Engine:
                 if merge is None:
                     write_adapter(model, folder)
                 tokenizer.save_pretrained(folder)
-        ranks.barrier()
+        distributed.barrier()
 
     def state(self) -> dict[str, Tensor]:
         """The share of this rank of all that the next step depends on, copied to the CPU. Every rank calls it."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stages.store.errors import UserError
-from stages.store.suggest import nearest
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 
 AUTO = "auto"
 OVERRIDDEN = {

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stages.engine.attention import NAME
+from stages.contract.errors import UserError
 from stages.engine.own_head import decoder_names, overwritable, own_logits
-from stages.engine.packed import Packed, Text, micro_batches, row
+from stages.engine.packing.attention import NAME
+from stages.engine.packing.pack import Packed, Text, micro_batches, row
 from stages.engine.token_logp import token_logp
 from stages.engine.windows import computed_limit, window
-from stages.store.errors import UserError
 
 _UNREADABLE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UserError)
 """What a model's code raises when it is called in a way that it does not know."""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stages.engine import ranks
-from stages.engine.packed import Packed, Text, TrainingPath, micro_batches, row
+from stages.engine import distributed
+from stages.engine.packing.pack import Packed, Text, TrainingPath, micro_batches, row
 from stages.engine.scorer import Scorer, TokenScorer, refused
 from stages.engine.windows import text_limit, window
 
@@ -112,7 +112,7 @@ def check_engine(engine: "Engine", texts: Sequence[Text], temperature: float = 1
 
 def largest_of_ranks(difference: float) -> float:
     """The largest of all ranks' differences; every rank calls it."""
-    return max(ranks.gather(difference))
+    return max(distributed.gather(difference))
 
 
 def own_logprobs(model: nn.Module, score_own: Score, texts: Sequence[Text], agree: Agree) -> tuple[list[Tensor], float]:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from stages.contract.config import EXECUTION, CheckpointRef, Config, Expanded, ExternalFile
+from stages.contract.errors import UserError
 from stages.engine.deepspeed_file import check_keys
-from stages.store.config import EXECUTION, CheckpointRef, Config, Expanded, ExternalFile
-from stages.store.errors import UserError
 from stages.store.json_keys import unique_keys
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from stages.rollout.position_limit import position_limit
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.engine.position_limit import position_limit
 
 
 def text_limit(model: nn.Module) -> int | None:

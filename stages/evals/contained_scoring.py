@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_eval.api.metrics import mean
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 
 
 class ContainedScoring:

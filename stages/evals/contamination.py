@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from stages.contract.config import StageConfig
+from stages.contract.errors import UserError
 from stages.evals.settings import EvaluationConfig
 from stages.problems.decontamination import Cleaned, Decontaminated, without_leaks
 from stages.problems.episode import Problem
 from stages.problems.sources import load_problem_set
 from stages.problems.templates import Example
-from stages.store.config import StageConfig
-from stages.store.errors import UserError
 
 
 def told_the_evaluations(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from stages.evals.statistics import majority_credit, mean, pass_at_k
 from stages.problems.episode import Episode, Group
-from stages.rewards.numbers import last_number, parse_number
+from stages.rewards.answers.numbers import last_number, parse_number
 from stages.rewards.score import Rewards, final_answer, same_answer
 
 

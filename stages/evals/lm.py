@@ -14,10 +14,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode, Group, Problem
 from stages.rollout.protocol import Request, Rollout, Sampling
 from stages.rollout.records import read_groups, write_groups
-from stages.store.errors import UserError
 
 PURPOSE = "evaluate"
 """Names these samples' random numbers. They are the same for every model, which narrows the error of differences."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import read_json
 
 

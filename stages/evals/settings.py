@@ -4,13 +4,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import EXECUTION, StageConfig
 from stages.problems.sources import ProblemSource, unjudged_at
 from stages.problems.task_files import TaskFile
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
 from stages.rollout.protocol import Sampling
 from stages.rollout.settings import RolloutSettings
-from stages.store.config import EXECUTION, StageConfig
 
 
 class EvaluationConfig(StageConfig):

@@ -17,12 +17,12 @@ from lm_eval import evaluate
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 from stages.evals.contained_scoring import contain_scoring
 from stages.evals.headline import answer_metrics, problem_metrics
 from stages.evals.lm import RolloutLM
 from stages.evals.settings import EvaluationConfig
-from stages.store.errors import UserError
-from stages.store.suggest import nearest
 
 TASK_FILE = Path(__file__).parents[2] / "configs" / "evals" / "sampled.yaml"
 

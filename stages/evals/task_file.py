@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 from stages.problems.task_files import TaskFunction, task_settings
-from stages.store.errors import UserError
-from stages.store.suggest import nearest
 
 KINDS = ("task", "group", "class")
 """Keys of which a task's file has one."""

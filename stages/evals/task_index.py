@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import read_json, write_json
 from stages.store.user_code import child_environment
 

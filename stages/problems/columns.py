@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.contract.config import ADDED, EXECUTION, Config
 from stages.problems.episode import ProblemVerifier
 from stages.problems.pass_rate import PassRate
 from stages.problems.rows import Row
-from stages.store.config import ADDED, EXECUTION, Config
 
 FORMATS: dict[str, dict[str, Any]] = {
     # openai/gsm8k, and grade_school_math/data of openai/grade-school-math

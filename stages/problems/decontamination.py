@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from stages.contract.config import ADDED, Config, StageConfig
 from stages.problems.episode import Problem
 from stages.problems.ngrams import Questions
 from stages.problems.sources import ProblemSource
 from stages.problems.task_files import TaskFile
 from stages.problems.templates import Example
-from stages.store.config import ADDED, Config, StageConfig
 
 
 class Decontamination(Config):

@@ -10,7 +10,7 @@ Verdict = Literal["right", "wrong", "none", "unjudged"]
 is nothing to check, and the answer trains on its other parts."""
 
 Verifier = Literal["exact", "numeric", "math", "reasoning_gym", "code"]
-"""What judges a final answer; the table is in stages/rewards/verifiers.py."""
+"""What judges a final answer; the table is in stages/rewards/answers/verifiers.py."""
 
 ProblemVerifier = Literal[Verifier, "unjudged"]
 """What a source of problems can ask for: a verifier, or that nothing judges its answers."""

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from stages.contract.errors import UserError
 from stages.problems.columns import Columns, read_columns
 from stages.problems.episode import Problem
 from stages.problems.pass_rate import PassRate
 from stages.problems.rows import Row, columns_hint, read_rows
 from stages.problems.sources import FileSource, MixtureSource, Plain, ProblemSet, ProblemSource, load_problem_set
 from stages.problems.toy import ToySource
-from stages.store.errors import UserError
 
 SMALL_BYTES = 8 << 20
 """Files up to this size are read whole."""

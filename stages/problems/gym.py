@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.contract.errors import ExitStatus, UserError
+from stages.contract.suggest import nearest
 from stages.problems.columns import Chosen
 from stages.problems.rows import Row
-from stages.store.errors import ExitStatus, UserError
-from stages.store.suggest import nearest
 from stages.store.user_code import child_environment
 
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")

@@ -4,8 +4,8 @@ import math
 import random
 from dataclasses import replace
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Problem
-from stages.store.errors import UserError
 
 
 def shares_of(weights: list[float], sizes: list[int], count: int | None, where: str) -> list[int]:

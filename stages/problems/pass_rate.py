@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import Config, ExternalPath
+from stages.contract.errors import UserError
 from stages.problems.episode import Problem
 from stages.problems.rows import read_rows
-from stages.store.config import Config, ExternalPath
-from stages.store.errors import UserError
 
 
 class PassRate(Config):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.json_keys import RepeatedKey, unique_keys
 
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stages.contract.config import Config, ExternalPath
+from stages.contract.errors import UserError
 from stages.problems.columns import Chosen, Columns, read_columns
 from stages.problems.episode import Problem, ProblemVerifier
 from stages.problems.gym import GymSource, gym_rows
@@ -22,8 +24,6 @@ from stages.problems.mixture import draw, shares_of
 from stages.problems.pass_rate import keep_by_pass_rate
 from stages.problems.rows import Row, columns_hint, plain_values, read_rows
 from stages.problems.toy import ToySource, toy_problems
-from stages.store.config import Config, ExternalPath
-from stages.store.errors import UserError
 
 SHOWN = 5
 """Refused rows that are named one by one; the rest are counted."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import yaml
 
-from stages.store.config import Expanded, ExternalFile
-from stages.store.errors import UserError
+from stages.contract.config import Expanded, ExternalFile
+from stages.contract.errors import UserError
 from stages.store.user_code import file_name, imported_files, module_files
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import ADDED, Config
 from stages.problems.episode import Problem, ProblemVerifier
-from stages.store.config import ADDED, Config
 
 MODULUS = 7
 DIGITS = "0123456"

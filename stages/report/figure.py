@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.contract.errors import UserError
 from stages.report.curves import Panel, shared_panels
 from stages.report.facts import Run
-from stages.store.errors import UserError
 from stages.store.files import write_bytes
 
 MOST_BLOCKS = 12

@@ -7,11 +7,11 @@ The module runs in a process of the verifiers' pool, under its limits and withou
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode, Problem
 from stages.rewards.functions import answer_fields, number_of
-from stages.rewards.pool import Pool
 from stages.rewards.settings import Rewards
-from stages.store.errors import UserError
+from stages.rewards.verifier_pool.pool import Pool
 
 SOME = Problem("canary:0", "What is 1 + 1?", "2", "canary")
 """The problem of a stage of which no problem is known yet."""

@@ -8,7 +8,7 @@ kernel ends such a template, and the caller gets a TemplateFault.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.rewards.pool import Limits, shared_pool
+from stages.rewards.verifier_pool.pool import Limits, shared_pool
 
 FUNCTION = "stages.rewards.chat_rendering:render"
 LIMITS = Limits(cpu_s=5.0, wall_s=60.0, memory_bytes=1 << 30, reply_bytes=1 << 26)

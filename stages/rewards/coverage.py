@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode, Problem
 from stages.problems.templates import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from stages.rewards.answers.verifiers import canaries_missed, used
 from stages.rewards.functions import function_parts
-from stages.rewards.verifiers import canaries_missed, used
-from stages.store.errors import UserError
 
 if TYPE_CHECKING:
     from stages.rewards.settings import Rewards

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.problems.episode import Episode
-from stages.rewards.pool import Reply, shared_pool
 from stages.rewards.settings import Rewards
 from stages.rewards.tags import final_answer
+from stages.rewards.verifier_pool.pool import Reply, shared_pool
 
 LARGEST = 1e12
 """Largest number that a function may return: the variance of a group's rewards is computed from squares."""

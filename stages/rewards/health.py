@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stages.contract.config import ADDED, Config
 from stages.rewards.learning import has_signal
-from stages.store.config import ADDED, Config
 
 AlarmName = Literal["no_verdict", "canary", "several_answers", "format_gain", "length_factor", "no_signal"]
 Metrics = Mapping[str, float]

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode
 from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rewards.settings import PreferenceModel
 from stages.rewards.tags import THINK_CLOSE
-from stages.store.errors import UserError
 
 _warned: list[str] = []
 """The first fault of the chat template, which is reported once."""
@@ -80,7 +80,7 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from stages.engine import ranks
+    from stages.engine import distributed
 
     mend = "name a Hugging Face folder of a sequence-classification model with one label and its tokenizer"
     if not (Path(path) / "config.json").is_file():
@@ -102,4 +102,4 @@ def _loaded(path: str, device: str) -> tuple[Any, Any]:
         model.config.pad_token_id = tokenizer.pad_token_id
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     # With its index: without one it would be GPU 0 for every rank, for the thread that judges is a new one.
-    return model.to(ranks.local_device(chosen)).eval(), tokenizer
+    return model.to(distributed.local_device(chosen)).eval(), tokenizer

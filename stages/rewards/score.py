@@ -8,14 +8,14 @@ import math
 import random
 
 from stages.problems.episode import Episode, Problem, Reward, Verdict, Verifier
+from stages.rewards.answers.verifiers import VERIFIERS, Asked, judge
 from stages.rewards.format import well_formed
 from stages.rewards.functions import function_parts
 from stages.rewards.language import language_share
-from stages.rewards.length import overlong
+from stages.rewards.penalties import overlong
 from stages.rewards.repetition import repetition
 from stages.rewards.settings import Rewards
 from stages.rewards.tags import final_answer, thinking
-from stages.rewards.verifiers import VERIFIERS, Asked, judge
 
 __all__ = ["Rewards", "final_answer", "same_answer", "score", "thinking"]
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.contract.config import ADDED, EXECUTION, Config, ExternalPath, ModelRef, UserFunction
 from stages.problems.episode import PARTS, Verifier
+from stages.rewards.code.sandbox import Sandbox, ready
 from stages.rewards.language import Detection, Language
-from stages.rewards.pool import Limits
-from stages.rewards.sandbox import Sandbox, ready
 from stages.rewards.tags import AnswerPlace
-from stages.store.config import ADDED, EXECUTION, Config, ExternalPath, ModelRef, UserFunction
+from stages.rewards.verifier_pool.pool import Limits
 
 
 class FunctionReward(Config):
@@ -87,7 +87,7 @@ class Rewards(Config):
     those that are unjudged, which have no accuracy to wait for). A `preference` below 0 counts all the same."""
     verifier: Verifier = "math"
     """How a final answer is compared: `exact` text, `numeric` value, `math` (algebra), `reasoning_gym` (the scorer of the
-    task that made the problem), or `code` (the answer is a program, the reference its tests: see stages/rewards/code.py). A
+    task that made the problem), or `code` (the answer is a program, the reference its tests: see rewards/code/). A
     source of problems may name its own `verifier`."""
     sandbox: Annotated[Sandbox, ADDED] = Sandbox()
     """What programs may use that the verifier `code` judges; `unsafe-none` alone turns the sandbox off."""

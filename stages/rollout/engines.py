@@ -19,7 +19,7 @@ def open_rollout(settings: RolloutSettings, folder: Path, device: str, log: Path
         yield load_rollout(folder, device, settings)
         return
     from stages.rollout.torch_engine import load_tokenizer, pick_device
-    from stages.rollout.vllm_engine import VllmRollout
+    from stages.rollout.vllm.engine import VllmRollout
 
     with (
         merged_folder(folder, log.parent) as plain,

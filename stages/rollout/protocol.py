@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from stages.store.config import Config
+from stages.contract.config import Config
 
 
 class Sampling(Config):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.contract.errors import UserError
 from stages.problems.episode import PARTS, Episode, Group, Problem, Reward
-from stages.store.errors import UserError
 from stages.store.files import write_bytes
 
 DIGEST = b"content_sha256"

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.engine.packed import Packed
+from stages.engine.packing.pack import Packed
 from stages.engine.scorer import own_forward_logp, refused
 from stages.engine.self_check import FEW, Agree, check_prompts, check_texts, largest_difference, own_logprobs, sampled_length
 from stages.engine.windows import check_lengths, computed_limit
-from stages.rollout.lean import unsupported
+from stages.rollout.decoding.decoder import unsupported
+from stages.rollout.decoding.transformers_batch import FAILURES
 from stages.rollout.protocol import Completion, Request, Rollout, Sampling
 from stages.rollout.torch_engine import TorchRollout, load_model, pick_device
-from stages.rollout.transformers_batch import FAILURES
 
 PURPOSE = "self-check"
 """Names the check's random numbers."""

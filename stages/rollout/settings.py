@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.store.config import EXECUTION, Config, Expanded
+from stages.contract.config import EXECUTION, Config, Expanded
 
 Decoder = Literal["auto", "compiled", "torch", "transformers"]
 

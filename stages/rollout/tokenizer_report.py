@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stages.contract.errors import UserError
 from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rollout.token_text import TAGS, TokenText, end_tokens
-from stages.store.errors import UserError
 
 BOXED = r"\boxed{}"
 SAMPLES = {

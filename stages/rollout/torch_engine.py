@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.contract.errors import UserError
 from stages.engine.adapter_folder import read_adapter
+from stages.engine.position_limit import position_limit
 from stages.kernels.build import NoCompiler
-from stages.rollout import compiled, plain
-from stages.rollout.decoding_mode import choose_mode
-from stages.rollout.flight import Answer, Flight
-from stages.rollout.lean import LeanDecoder, unsupported
-from stages.rollout.position_limit import position_limit
+from stages.rollout.decoding import compiled, fallback
+from stages.rollout.decoding.batching import Answer, Flight
+from stages.rollout.decoding.decoder import LeanDecoder, unsupported
+from stages.rollout.decoding.mode import choose_mode
+from stages.rollout.decoding.token_sampling import Choose, choose, uniforms
+from stages.rollout.decoding.transformers_batch import Mode
 from stages.rollout.protocol import Completion, Done, Request, Sampling
-from stages.rollout.sampling import Choose, choose, uniforms
 from stages.rollout.settings import Decoder, RolloutSettings
 from stages.rollout.token_text import TokenText, end_tokens
-from stages.rollout.transformers_batch import Mode
-from stages.store.errors import UserError
 
 TAIL = 24
 """Tokens looked back over for a stop text, at least: one for each of its bytes, since a token may be a single one."""
@@ -100,7 +100,7 @@ class TorchRollout:
                     mode = self._mode = self._mode or choose_mode(self.model, limit)
                     warnings.warn(f"sampling takes the slow path: {reason}; it runs {mode}", stacklevel=2)
                     pick: Choose = partial(choose, temperature=sampling.temperature, top_p=sampling.top_p)
-                    plain.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens, mode=mode)
+                    fallback.decode(self.model, queue, pick, self._ender(sampling), over, budget=self.tokens, mode=mode)
                 else:
                     decoder = self._decoder(longest)
                     pick = decoder.chooser(sampling.temperature, sampling.top_p)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import TEMPORARY, write_json
 from stages.store.seals import SEAL, opened, read_document, sealed
 

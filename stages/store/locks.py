@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
+from stages.contract.errors import UserError
 from stages.runtime.platform import lock_file
-from stages.store.errors import UserError
 from stages.store.files import read_json, write_json
 from stages.store.folders import StageFolder
 

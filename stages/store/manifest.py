@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.store.config import OutputKind
-from stages.store.errors import UserError
+from stages.contract.config import OutputKind
+from stages.contract.errors import UserError
 from stages.store.files import digest_files, digest_json, write_json
 from stages.store.folders import StageFolder
 from stages.store.seals import SEAL, Sealed, read_document

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import digest_json, read_json
 
 SEAL = "seal"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from stages.store.config import OutputKind, StageConfig
-from stages.store.errors import Interrupted
+from stages.contract.config import OutputKind, StageConfig
+from stages.contract.errors import Interrupted
 from stages.store.folders import StageFolder
 
 C = TypeVar("C", bound=StageConfig)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 
 VARIABLE = "R1_CODE_FOLDERS"
 """JSON list of the code folders, for child processes."""

@@ -7,8 +7,8 @@ Data, models and lm-eval tasks by the content of file or folder, reward function
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.store.config import StageConfig, external_files, user_functions
-from stages.store.errors import UserError
+from stages.contract.config import StageConfig, external_files, user_functions
+from stages.contract.errors import UserError
 from stages.store.files import digest_file, digest_json, digest_path
 from stages.store.manifest import InputRecord
 from stages.store.user_code import file_name, module_files

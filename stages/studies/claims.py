@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from stages.store.errors import UserError
-from stages.store.suggest import nearest
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 from stages.studies.arms import Arm
 from stages.studies.settings import START, Comparison, Quantity
 from stages.studies.spread import Spread, holm, slope, spread

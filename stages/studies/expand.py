@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stages.store.errors import UserError
-from stages.store.suggest import nearest
+from stages.contract.errors import UserError
+from stages.contract.suggest import nearest
 from stages.studies.settings import START, Chosen, Claim, Comparison, Quantity, Settings, Slopes, Study
 
 Merge = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.store.config import Config
+from stages.contract.config import Config
 
 Settings = dict[str, Any]
 """Settings of the varied stage, dotted keys allowed: `{algorithm: ppo, critic.lam: 0.95}`."""

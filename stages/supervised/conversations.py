@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.contract.errors import UserError
 from stages.problems.templates import THINK_CLOSE, THINK_OPEN
 from stages.rewards.chat_rendering import TemplateFault, rendered
 from stages.rollout.token_text import TokenText
-from stages.store.errors import UserError
 
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold thinking."""

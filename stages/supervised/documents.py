@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.contract.errors import UserError
 from stages.problems.rows import read_rows
 from stages.rollout.token_text import TokenText
-from stages.store import heartbeat
-from stages.store.errors import UserError
+from stages.runtime import heartbeat
 from stages.supervised.settings import Validation
 
 AT_ONCE = 1000

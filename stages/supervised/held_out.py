@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.engine import ranks
+from stages.engine import distributed
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text
+from stages.engine.packing.pack import Text
 
 
 class HeldOut:
@@ -30,7 +30,7 @@ class HeldOut:
                     dataset = self._number[packed.owner.cpu()]
                     sums.index_add_(0, dataset, -logp)
                     counts.index_add_(0, dataset, torch.ones_like(logp))
-        everywhere = ranks.gather((sums, counts))
+        everywhere = distributed.gather((sums, counts))
         sums, counts = sum(s for s, _ in everywhere), sum(c for _, c in everywhere)  # type: ignore[assignment]
         found = {"eval/loss": float(sums.sum() / counts.sum())}
         if len(self.names) > 1:

@@ -5,8 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from stages.contract.config import EXECUTION, Config
 from stages.engine.settings import Checkpoints, Training
-from stages.store.config import EXECUTION, Config
 
 
 class Packing(Config):

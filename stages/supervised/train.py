@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.engine import ranks
-from stages.engine.checkpoints import Checkpointer
+from stages.contract.errors import Interrupted
+from stages.engine import distributed
+from stages.engine.checkpoint.checkpointer import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Packed, Text
-from stages.engine.profile import traced
-from stages.store.clock import clock
-from stages.store.errors import Interrupted
+from stages.engine.packing.pack import Packed, Text
+from stages.runtime.clock import clock
+from stages.runtime.profile import traced
 from stages.store.files import whole_folder
 from stages.store.stage import StageContext
 from stages.supervised.held_out import HeldOut
@@ -84,7 +84,7 @@ def train(
                 metrics |= (unsaid if step == first else {}) | (measured if now else {})
                 metrics |= {f"time/{name}": seconds for name, seconds in lap.items()}
                 journal.append(step + 1, steps, metrics | {"time/tokens_per_second": tokens / lap["step"]})
-        stop = ranks.any_rank(context.stop.requested)
+        stop = distributed.any_rank(context.stop.requested)
         if (step + 1) % settings.checkpoints.every == 0 or step + 1 == steps or stop:
             with clock.span("checkpoint"):
                 checkpoints.begin(step + 1, {"loss": loss, "before": before, "measured": measured}, {"policy": engine.state()})
@@ -113,7 +113,7 @@ def accumulate(engine: Engine, chosen: list[Text], micro_tokens: int) -> tuple[f
 
     filled = [(packed, float(i < len(batches))) for i, packed in enumerate(engine.equalise(batches, chosen[0]))]
     engine.accumulate([lambda p=packed, w=weight: closure(p, w) for packed, weight in filled])  # type: ignore[misc]
-    summed = ranks.gather((sum(losses), sum(packed.size for packed in batches)))
+    summed = distributed.gather((sum(losses), sum(packed.size for packed in batches)))
     return sum(loss for loss, _ in summed), sum(tokens for _, tokens in summed)
 
 

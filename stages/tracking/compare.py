@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import read_json
 from stages.store.folders import PipelineFolder, StageFolder
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import append, write_bytes
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.engine.packed import Text, micro_batches, row
+from stages.contract.errors import UserError
+from stages.engine.packing.pack import Text, micro_batches, row
 from stages.engine.scorer import TokenScorer
 from stages.engine.self_check import check_scorer, check_texts
-from stages.rollout.lean import unsupported
+from stages.rollout.decoding.decoder import unsupported
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import UserError
 from tests.architectures.build import VOCABULARY, WINDOW, build, own_logits
 
 TRAIN_PATHS = {"packed": "packed texts", "rows": "one text per row", "refused": "refused"}

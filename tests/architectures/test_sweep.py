@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from stages.engine.position_limit import position_limit
 from stages.problems.toy import save_toy_tokenizer
-from stages.rollout.position_limit import position_limit
 from tests.architectures.build import BLOCKED, NOT_TEXT, POSITIONS, WINDOW, build, classes, own_logits
 from tests.architectures.paths import Paths, paths
 from tests.architectures.table import COMMAND, TABLE, render

@@ -140,7 +140,7 @@ def main() -> int:
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         document = report.write(bench, results, (load, os.getloadavg()[0]))  # what is there stays, whatever comes after
     print("\n".join(table(results)))
-    from stages.tracking.mlflow_runs import default_uri
+    from stages.tracking.mlflow.pipeline_run import default_uri
 
     options.runs.mkdir(parents=True, exist_ok=True)
     uri = default_uri(options.runs)

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from flows.launch import launch
-from flows.wanted import Finished, stage_record
-from stages.recipe import load_recipe
-from stages.store.config import stage_inputs
-from stages.store.errors import ExitStatus
+from flows.launch.attempt import launch
+from flows.runs.stage_record import Finished, stage_record
+from stages.contract.config import stage_inputs
+from stages.contract.errors import ExitStatus
+from stages.recipe.resolve import load_recipe
 from stages.store.files import write_json
 from stages.store.folders import Runs
 from stages.store.manifest import verify_manifest

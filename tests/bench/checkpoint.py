@@ -27,7 +27,7 @@ def _updates(options: dict[str, Any], turns: Turns, folder: str | None) -> None:
     """A checkpoint is begun after the first update, as a stage begins one, and finished before the next can be."""
     from pathlib import Path
 
-    from stages.engine.checkpoints import Checkpointer
+    from stages.engine.checkpoint.checkpointer import Checkpointer
     from stages.engine.settings import Checkpoints
     from tests.bench.ours import load, policy_of, recorded_groups, train
 

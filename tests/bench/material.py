@@ -77,7 +77,7 @@ def _models(options: dict[str, Any], turns: Turns) -> None:
 def _convert(target: Path) -> None:
     import torch
 
-    from stages.model import ModelConfig, _from_gguf, _gguf_file
+    from stages.kinds.model import ModelConfig, _from_gguf, _gguf_file
     from stages.store.files import whole_folder
 
     file = _gguf_file(ModelConfig(kind="model", gguf_package=PACKAGE))

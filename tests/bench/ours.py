@@ -7,16 +7,16 @@ from typing import Any
 
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
-from stages.grpo.ahead import Ahead
-from stages.grpo.collect import Collected, Scene, collect
-from stages.grpo.prepare import prepare
-from stages.grpo.reference import Reference
-from stages.grpo.sampler import ProblemSampler
-from stages.grpo.settings import GRPO
-from stages.grpo.update import update
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards
+from stages.rl.collect import Collected, Scene, collect
+from stages.rl.one_step_off import Ahead
+from stages.rl.prepare import prepare
+from stages.rl.problem_sampler import ProblemSampler
+from stages.rl.reference import Reference
+from stages.rl.settings import GRPO
+from stages.rl.update import update
 from stages.rollout.protocol import Completion, Request, Rollout, Sampling
 from stages.rollout.torch_engine import TorchRollout, load_model, load_tokenizer
 from tests.bench.material import reward_of

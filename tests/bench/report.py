@@ -146,7 +146,7 @@ def metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def track(uri: str, bench: Bench, document: Mapping[str, Any]) -> str:
     """Log the document as one run; returns its id."""
-    from stages.tracking.mlflow_client import Connection, metric_name, now
+    from stages.tracking.mlflow.client import Connection, metric_name, now
 
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     from mlflow.entities import Metric, Param

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.launchers.local import WAITING
+from flows.launch.local import WAITING
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -82,7 +82,7 @@ def _compare(bench: Bench, name: str, options: dict[str, Any], settings: list[st
 
 
 def _ours(options: dict[str, Any], turns: Turns) -> None:
-    from stages.engine import ranks
+    from stages.engine import distributed
     from tests.bench.ours import Stepper
 
     known = ("questions", "samples", "tokens", "forced", "minibatches", "kl", "packing", "one_step_off")
@@ -90,7 +90,7 @@ def _ours(options: dict[str, Any], turns: Turns) -> None:
     taken = {key: options[key] for key in known if key in options}
     asked = questions(options["problems"], options["questions"] * ROUNDS_AHEAD)
     stepper = Stepper(options["model"], asked, **taken)
-    turns.gather = ranks.gather
+    turns.gather = distributed.gather
     turns.settings = {"processes": stepper.policy.world_size}
 
     def work() -> dict[str, Any]:

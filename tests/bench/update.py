@@ -151,7 +151,7 @@ def _padded_loss(model: Any, recorded: Sequence[dict[str, Any]]) -> Any:
     """GRPO's loss on-policy: −Σ A log π / (answers × length)."""
     import torch
 
-    from stages.grpo.advantages import group
+    from stages.rl.advantages import group
 
     rewards = torch.tensor([[reward_of(a["ids"]) for a in item["answers"]] for item in recorded], dtype=torch.float64)
     advantages = group(rewards).flatten().float()

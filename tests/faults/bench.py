@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from flows.process_tree import MARK_VARIABLE
-from stages.rewards.math_pool import MathPool
+from flows.processes import MARK_VARIABLE
+from stages.rewards.answers.math_pool import MathPool
 from stages.store.files import files_below
 from stages.store.folders import StageFolder
 from stages.tracking.journal import read
@@ -289,7 +289,7 @@ def verifier_never_returns(bench: Bench) -> None:
         assert time.monotonic() - began < len(places) * (limit_s + 20.0), "past its bound"
     finally:
         pool.end()
-    assert not [p for p in psutil.Process().children(recursive=True) if "stages.rewards.worker" in p.cmdline()]
+    assert not [p for p in psutil.Process().children(recursive=True) if "stages.rewards.verifier_pool.worker" in p.cmdline()]
 
 
 @contextlib.contextmanager

@@ -15,10 +15,10 @@ import time
 import traceback
 from pathlib import Path
 
-from stages.kinds import stage_kind
-from stages.recipe import load_recipe
+from stages.contract.errors import Interrupted
+from stages.kinds.registry import stage_kind
+from stages.recipe.resolve import load_recipe
 from stages.store import files
-from stages.store.errors import Interrupted
 from stages.store.files import TEMPORARY, digest_files
 from stages.store.folders import StageFolder
 from stages.tracking.journal import read
@@ -252,7 +252,7 @@ def warm() -> None:
 
     import stages.engine.deepspeed_engine
     import stages.evals.lm
-    import stages.grpo.train
+    import stages.rl.train
     import stages.supervised.train  # noqa: F401
 
     assert all((deepspeed, lm_eval, transformers))

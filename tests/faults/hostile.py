@@ -7,7 +7,7 @@ a file outside that holds `{token}`, `{port}` a listening port of the machine, `
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.rewards.code import Reason
+from stages.rewards.code.verifier import Reason
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from stages.kinds import stage_kind
-from stages.recipe import ResolvedRecipe, load_recipe, resolve
-from stages.store.config import external_paths, semantic, stage_inputs
-from stages.store.errors import UserError
+from stages.contract.config import external_paths, semantic, stage_inputs
+from stages.contract.errors import UserError
+from stages.kinds.registry import stage_kind
+from stages.recipe.resolve import ResolvedRecipe, load_recipe, resolve
 from stages.store.files import digest_files, digest_json, digest_path, read_json, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import InputRecord, Manifest, StageRecord, fingerprint, verify_manifest, write_manifest
@@ -200,7 +200,7 @@ def _verified(folder: StageFolder, record: StageRecord) -> Manifest:
 
 
 def _make_runs(folder: Path) -> None:
-    from flows.record import RunRecord
+    from flows.runs.record import RunRecord
 
     runs = Runs(Path("runs")).prepare()
     recipe = load_recipe(ROOT / "configs" / "quickstart.yaml")
@@ -220,8 +220,8 @@ def _make_runs(folder: Path) -> None:
 
 def _load_runs(folder: Path) -> Read:
     """What `r1 status`, `r1 compare` and `r1 resume` read."""
-    from flows.record import RunRecord
-    from flows.results import results_table, run_document, stages_table, where_to_look
+    from flows.runs.record import RunRecord
+    from flows.runs.results import results_table, run_document, stages_table, where_to_look
     from stages.tracking.compare import compare
 
     runs = Runs(Path("runs"))
@@ -270,11 +270,11 @@ def _load_journal(folder: Path) -> Read:
 
 
 def _checkpointer(folder: Path) -> Any:
-    from stages.engine import ranks
-    from stages.engine.checkpoints import Checkpointer
+    from stages.engine import distributed
+    from stages.engine.checkpoint.checkpointer import Checkpointer
     from stages.engine.settings import Checkpoints
 
-    ranks.join("cpu")
+    distributed.join("cpu")
     return Checkpointer(folder / "checkpoints", Checkpoints(keep=3), 0)
 
 
@@ -295,7 +295,7 @@ def _make_checkpoints(folder: Path) -> None:
 
 
 def _load_checkpoints(folder: Path) -> Read:
-    from stages.engine.checkpoints import states
+    from stages.engine.checkpoint.checkpointer import states
 
     expected = _newest_undamaged(folder)
     for state in states(folder / "checkpoints"):
@@ -360,7 +360,7 @@ def _make_model(folder: Path) -> None:
 
 
 def _load_model(folder: Path) -> Read:
-    from stages import model
+    from stages.kinds import model
     from stages.store.stage import StageContext, StopRequest
 
     identity = digest_path(folder)

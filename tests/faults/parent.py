@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flows.launch import launch
-from stages.store.config import Compute
+from flows.launch.attempt import launch
+from stages.contract.config import Compute
 from stages.store.folders import StageFolder
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from flows.record import RunRecord
-from stages.engine.checkpoints import broken, newest_whole
+from flows.runs.record import RunRecord
+from stages.contract.errors import UserError
+from stages.engine.checkpoint.checkpointer import broken, newest_whole
 from stages.problems.sources import FileSource, load_problem_set
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
 from stages.rollout.records import read_groups
-from stages.store.errors import UserError
 from stages.store.files import digest_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import Manifest, StageRecord, verify_manifest
@@ -136,7 +136,7 @@ def test_a_checkpoint_under_another_name_or_with_another_ones_share_is_passed_ov
 
 
 def test_a_tensor_that_a_checkpoint_does_not_have_is_named(checkpoints: Path) -> None:
-    from stages.engine.stored import Stored
+    from stages.engine.checkpoint.reader import Stored
 
     with pytest.raises(UserError, match=r"no tensor `b\|weight`"):
         Stored(checkpoints / "step-000004").part("policy")("b|weight")

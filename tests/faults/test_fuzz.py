@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from tests.faults import damage
 from tests.faults.inputs import INPUTS, Input, Read
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from flows.record import RunRecord
-from stages.kinds import stage_kind
-from stages.recipe import load_recipe
-from stages.store.config import semantic
+from flows.runs.record import RunRecord
+from stages.contract.config import semantic
+from stages.kinds.registry import stage_kind
+from stages.recipe.resolve import load_recipe
 from stages.store.files import digest_file, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import InputRecord, StageRecord, fingerprint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.engine.packed import Text, alone, micro_batches
+from stages.engine.packing.pack import Text, alone, micro_batches
 from stages.engine.scorer import TokenScorer
 from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling

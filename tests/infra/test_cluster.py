@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.launchers import Job, kubernetes
-from stages.store.config import Compute
+from flows.launch import kubernetes
+from flows.launch.launcher import Job
+from stages.contract.config import Compute
 from stages.store.folders import StageFolder
 from tests.conftest import ROOT
 from tests.infra.conftest import check, tool

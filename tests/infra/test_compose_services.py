@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.process_tree import ProcessTree
-from flows.server_process import free_port
+from flows.processes import ProcessTree
+from flows.servers.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment
 from tests.pipeline.test_servers import leaks, status

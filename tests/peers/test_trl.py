@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.grpo.algorithms import PRESETS
+from stages.rl.algorithms import PRESETS
 from tests.peers.trl_material import ANSWERS, GROUPS, PAD, SAMPLES, Material, agree, errors, load, ours, row, scaled, theirs
 
 pytestmark = pytest.mark.peers

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stages.grpo.advantages import EPSILON, batch_whitened, group, group_centred, leave_one_out
-from stages.grpo.kl import ESTIMATORS
-from stages.grpo.losses import truncated_importance
+from stages.rl.advantages import EPSILON, batch_whitened, group, group_centred, leave_one_out
+from stages.rl.kl import ESTIMATORS
+from stages.rl.losses import truncated_importance
 from tests.peers.trl_material import (
     ANSWERS,
     GROUPS,

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import torch
 
-from stages.engine.packed import Text, micro_batches
+from stages.engine.packing.pack import Text, micro_batches
 from stages.engine.scorer import TokenScorer
-from stages.grpo.algorithms import ALGORITHMS
-from stages.grpo.kl import kl_terms
-from stages.grpo.losses import policy_ratio, policy_terms, token_weights, truncated_importance
+from stages.rl.algorithms import ALGORITHMS
+from stages.rl.kl import kl_terms
+from stages.rl.losses import policy_ratio, policy_terms, token_weights, truncated_importance
 
 RELATIVE = 1e-5
 GROUPS, SAMPLES, LONGEST = 3, 4, 12

@@ -7,12 +7,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from flows.cli import COMMANDS, parser
+from flows.cli.app import COMMANDS, parser
 from flows.process_birth import birth
+from stages.contract.config import OutputKind
+from stages.contract.errors import ExitStatus
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.rollout.records import write_groups
-from stages.store.config import OutputKind
-from stages.store.errors import ExitStatus
 from stages.store.files import write_json
 from stages.store.folders import PipelineFolder, StageFolder
 from stages.store.manifest import InputRecord, StageRecord, write_manifest

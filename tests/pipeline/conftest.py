@@ -32,7 +32,7 @@ def r1_in_process(*arguments: object, folder: Path = ROOT) -> subprocess.Complet
 
     Not for recipes with code of the user's: this process would keep the module.
     """
-    from flows.cli import main
+    from flows.cli.app import main
 
     output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     variables, places = dict(os.environ), list(sys.path)

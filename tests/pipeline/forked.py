@@ -17,11 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = [
     "stages.__main__",
-    "stages.rl",
-    "stages.sft",
-    "stages.toy_base",
+    "stages.kinds.rl",
+    "stages.kinds.sft",
+    "stages.kinds.toy_base",
     "stages.engine.deepspeed_engine",
-    "stages.grpo.train",
+    "stages.rl.train",
     "stages.rollout.torch_engine",
     "stages.supervised.train",
     "transformers.models.llama.modeling_llama",

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.prefect_home import server_arguments, server_environment
-from flows.process_tree import ProcessTree
-from flows.server_process import Server, free_port
+from flows.processes import ProcessTree
+from flows.servers.prefect_env import server_arguments, server_environment
+from flows.servers.server_process import Server, free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment
 from tests.requirements import require

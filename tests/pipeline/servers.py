@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from flows.prefect_home import server_arguments, server_environment
-from flows.server_process import Server, free_port
+from flows.servers.prefect_env import server_arguments, server_environment
+from flows.servers.server_process import Server, free_port
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stages.kinds import stage_kind
+from stages.kinds.registry import stage_kind
 from stages.store.files import digest_path
 from stages.tracking.journal import read
 from tests.conftest import OF_RANKS, ROOT

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import COMMANDS, parser
-from flows.examples import EXAMPLES
+from flows.cli.app import COMMANDS, parser
+from flows.cli.examples import EXAMPLES
 from tests.conftest import ROOT
 from tests.pipeline.built_runs import build_run
 from tests.pipeline.conftest import environment, r1

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.curate import KIND
 from stages.curation import sampled
+from stages.kinds.curate import KIND
 from stages.store.files import digest_path
 from stages.store.folders import StageFolder
 from stages.store.manifest import verify_manifest

@@ -20,9 +20,9 @@ TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
 
 @pytest.mark.parametrize(("folder", "option"), [("runs", ""), ("/elsewhere/runs", " --runs /elsewhere/runs")])
 def test_the_line_names_the_run(folder: str, option: str) -> None:
-    from flows.launch import Outcome
-    from flows.stage_task import _named
-    from stages.store.errors import RESUME, ExitStatus
+    from flows.launch.attempt import Outcome
+    from flows.pipeline.stage_task import _named
+    from stages.contract.errors import RESUME, ExitStatus
 
     work: Any = SimpleNamespace(runs=Runs(Path(folder).absolute()), record=SimpleNamespace(name="r1-20260101-1"))
     outcome = Outcome(ExitStatus.MISTAKE, f"fill it in, then `{RESUME}`", "", Path())

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows.doctor_host import examine_host
-from flows.doctor_recipe import examine_recipe
+from flows.doctor.host import examine_host
+from flows.doctor.recipe import examine_recipe
 from stages.store.folders import Runs
 from tests.conftest import ROOT
 from tests.pipeline.conftest import r1_in_process
@@ -85,7 +85,7 @@ def test_the_machine_is_looked_at_in_seconds(tmp_path: Path) -> None:
 
 def test_servers_that_do_not_answer_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = {"address": "http://127.0.0.1:9", "api": "http://127.0.0.1:9/api"}
-    monkeypatch.setattr("flows.doctor_host.running_servers", lambda _: {"prefect": address, "mlflow": address})
+    monkeypatch.setattr("flows.doctor.host.running_servers", lambda _: {"prefect": address, "mlflow": address})
     checks = {finding.check: finding for finding in examine_host(Runs(tmp_path))}
     assert checks["mlflow server"].state == "warn"
     assert "does not answer" in checks["prefect server"].found

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from flows.asking import asking
-from flows.record import RunRecord
+from flows.runs.record import RunRecord
+from flows.runs.sampling_settings import asking
+from stages.contract.errors import UserError
 from stages.problems.templates import Template
-from stages.store.errors import UserError
 from stages.store.files import read_json
 from stages.store.folders import PipelineFolder, StageFolder
 from stages.store.manifest import StageRecord

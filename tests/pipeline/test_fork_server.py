@@ -13,15 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.launch import launch
-from flows.launchers import Job
-from flows.launchers.forked import Forked, Forks, ForkServer
-from flows.launchers.local import environment
-from flows.process_tree import MARK_VARIABLE
-from flows.wanted import stage_record
-from stages.dataset import DatasetConfig
-from stages.store.config import Compute
-from stages.store.errors import ExitStatus
+from flows.launch.attempt import launch
+from flows.launch.forked import Forked, Forks, ForkServer
+from flows.launch.launcher import Job
+from flows.launch.local import environment
+from flows.processes import MARK_VARIABLE
+from flows.runs.stage_record import stage_record
+from stages.contract.config import Compute
+from stages.contract.errors import ExitStatus
+from stages.kinds.dataset import DatasetConfig
 from stages.store.files import write_json
 from stages.store.folders import StageFolder
 from stages.store.manifest import verify_manifest
@@ -134,7 +134,7 @@ def test_server_that_was_killed_is_noticed_and_its_stage_followed_to_the_end(tmp
 
 def test_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from flows.launchers.forked import ForkServer; import os\n"
+        "import sys; from pathlib import Path; from flows.launch.forked import ForkServer; import os\n"
         "server = ForkServer(dict(os.environ), Path(sys.argv[1]), ())\n"
         "print(server._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -150,7 +150,7 @@ def test_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 def test_both_stages_of_a_run_are_forked_by_one_server_and_equal(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
-    forks = Forks(tmp_path / "server.log", ("stages.dataset",))
+    forks = Forks(tmp_path / "server.log", ("stages.kinds.dataset",))
     digests, notes = [], list[str]()
     try:
         for number in (1, 2):

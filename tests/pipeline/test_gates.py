@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
-from stages.tracking.mlflow_runs import PipelineTracking, default_uri
+from stages.tracking.mlflow.pipeline_run import PipelineTracking, default_uri
 from tests.conftest import ROOT
 from tests.pipeline.conftest import r1, refused
 from tests.pipeline.servers import Stoppable

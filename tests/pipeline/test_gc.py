@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.gc import _remove
-from flows.survey import AWAY, Choice, Survey, Surveyor, newest_change
-from stages.store.errors import UserError
+from flows.cli.gc import _remove
+from flows.runs.retention import AWAY, Choice, Survey, Surveyor, newest_change
+from stages.contract.errors import UserError
 from stages.store.folders import Runs, StageFolder
 from stages.store.locks import hold, is_held, try_hold
 from tests.pipeline.built_runs import build_run, build_stage, call, folder_name
@@ -240,7 +240,7 @@ def test_a_gc_that_is_killed_leaves_nothing_in_its_place(runs: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("flows.gc.shutil.rmtree", killed)
+        patched.setattr("flows.cli.gc.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             call("gc", "--runs", runs, "--yes", "--json")
     assert names(runs) == {rl(1), rl(2)}

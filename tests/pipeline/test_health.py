@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from stages.engine.checkpoints import steps
+from stages.engine.checkpoint.checkpointer import steps
 from stages.store.files import read_json
 from stages.tracking.journal import read
 from tests.pipeline.stage_process import finish

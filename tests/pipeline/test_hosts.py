@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from stages.engine.checkpoints import steps
-from stages.recipe import load_recipe
+from stages.engine.checkpoint.checkpointer import steps
+from stages.recipe.resolve import load_recipe
 from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.conftest import ROOT

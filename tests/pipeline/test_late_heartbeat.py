@@ -16,7 +16,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
-from flows.prefect_setup import AUTOMATIONS_FILE, make_automations
+from flows.deployments.prefect_objects import AUTOMATIONS_FILE, make_automations
 from tests.pipeline.operation import wait_for
 from tests.pipeline.servers import Stoppable
 

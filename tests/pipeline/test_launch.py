@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.launch import launch, read_outcome
-from stages.store.config import Compute
-from stages.store.errors import ExitStatus
+from flows.launch.attempt import launch, read_outcome
+from stages.contract.config import Compute
+from stages.contract.errors import ExitStatus
 from stages.store.folders import StageFolder
 from tests.pipeline.conftest import environment
 
@@ -97,7 +97,7 @@ def test_an_interrupted_parent_leaves_nothing_running(tmp_path: Path, child: str
     parent = (
         # What a shell starts in the background begins with SIGINT ignored, and so would this.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "import sys, pathlib; from flows.launch import launch; from stages.store.config import Compute; "
+        "import sys, pathlib; from flows.launch.attempt import launch; from stages.contract.config import Compute; "
         "from stages.store.folders import StageFolder; "
         "launch(StageFolder(pathlib.Path(sys.argv[1])), Compute(), 3.0, command=[sys.executable, '-c', sys.argv[2]])"
     )
@@ -149,7 +149,7 @@ def test_the_most_telling_rank_is_believed(tmp_path: Path, ranks: dict[str, str]
 
 SIGNS = """
 import os, pathlib, signal, sys, time
-from stages.store import heartbeat
+from stages.runtime import heartbeat
 attempt = pathlib.Path(sys.argv[1])
 heartbeat.PERIOD = 0.1
 heartbeat.start(attempt, 0)

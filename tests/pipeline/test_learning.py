@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import finish, prepare

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flows.record import RunRecord
+from flows.runs.record import RunRecord
 from stages.rollout.records import read_groups, write_groups
 from stages.store.folders import Runs
 from stages.tracking.compare import compare

@@ -22,9 +22,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
-from flows import slots
-from flows.markdown import escaped
-from stages.store.errors import UserError
+from flows.pipeline import slots
+from flows.runs.markdown import escaped
+from stages.contract.errors import UserError
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.operation import Operation, digests, wait_for

@@ -16,12 +16,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from flows.server_process import free_port
+from flows.servers.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, r1
 from tests.pipeline.servers import Run, Stoppable, check_mlflow, check_prefect, states
 
-PATIENCE = "import sys, flows.pipeline, flows.cli; flows.pipeline.AWAY_SECONDS = 5; sys.exit(flows.cli.main())"
+PATIENCE = "import sys, flows.pipeline.flow, flows.cli; flows.pipeline.flow.AWAY_SECONDS = 5; sys.exit(flows.cli.main())"
 """The command with less patience."""
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.kinds import stage_kind
-from stages.recipe import load_recipe
+from stages.kinds.registry import stage_kind
+from stages.recipe.resolve import load_recipe
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import finish, prepare, said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import parser
+from flows.cli.app import parser
 from stages.evals import task_index
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, r1_in_process
@@ -117,8 +117,8 @@ def test_help_says_that_the_reward_module_is_executed(capsys: pytest.CaptureFixt
 
 
 def test_resume_looks_at_what_is_still_to_be_computed(tmp_path: Path) -> None:
-    from flows.record import RunRecord
-    from stages.recipe import load_recipe
+    from flows.runs.record import RunRecord
+    from stages.recipe.resolve import load_recipe
 
     file = recipe(tmp_path, "reward")
     record = RunRecord.create(load_recipe(file), str(file))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows import rollouts
-from flows.printable import printable, printable_json
-from flows.sampled_rows import rows_of
-from stages.store.errors import ExitStatus, UserError
+from flows.cli import rollouts
+from flows.output import printable, printable_json
+from flows.runs.answers import rows_of
+from stages.contract.errors import ExitStatus, UserError
 from stages.store.folders import StageFolder
 from tests.pipeline.built_runs import build_run, build_stage, call, folder_name, write_answers
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.model import KIND, ModelConfig
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.kinds.model import KIND, ModelConfig
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from tests.conftest import ROOT
@@ -76,14 +76,14 @@ def test_nothing_is_unpickled():
 
 def test_nothing_listens_beyond_loopback():
     """But for what the user asks for with `r1 up --host`, which wants credentials (test_servers.py)."""
-    asked = ("flows/access.py",)
+    asked = ("flows/servers/access.py",)
     for path in SOURCES:
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and not str(path).endswith(asked):
                 assert node.value not in ("0.0.0.0", "::"), f"{path}:{node.lineno}"
     for where, node in calls("bind", "create_server"):
         known = re.search(r"127\.0\.0\.1|LOOPBACK", ast.unparse(node))
-        assert known or ("flows/server_process.py" in str(where) and ast.unparse(node) == "probe.bind(place)"), where
+        assert known or ("flows/servers/server_process.py" in str(where) and ast.unparse(node) == "probe.bind(place)"), where
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.process_tree import ProcessTree
-from flows.server_process import free_port
+from flows.processes import ProcessTree
+from flows.servers.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, r1
 

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from flows.process_tree import ProcessTree
-from flows.server_process import free_port
+from flows.processes import ProcessTree
+from flows.servers.server_process import free_port
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment

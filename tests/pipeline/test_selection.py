@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from flows.selection import select
-from stages.recipe import ResolvedRecipe, Tracking
-from stages.store.config import StageConfig, StageInput
-from stages.store.errors import UserError
+from flows.runs.selection import select
+from stages.contract.config import StageConfig, StageInput
+from stages.contract.errors import UserError
+from stages.recipe.resolve import ResolvedRecipe, Tracking
 
 
 class Step(StageConfig):

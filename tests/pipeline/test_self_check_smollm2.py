@@ -10,9 +10,9 @@ from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer
 from stages.engine.self_check import check_engine, check_texts
 from stages.engine.settings import Training
-from stages.grpo.start_check import check_policy
-from stages.model import ModelConfig, _from_gguf, _gguf_file
+from stages.kinds.model import ModelConfig, _from_gguf, _gguf_file
 from stages.problems.templates import Template
+from stages.rl.start_check import check_policy
 from stages.rollout.torch_engine import TorchRollout
 from tests.requirements import needs
 from tests.unit.test_self_check import leak

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from flows.process_birth import alive
-from flows.server_process import free_port
+from flows.servers.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, refused
 from tests.postgres import Postgres, postgres

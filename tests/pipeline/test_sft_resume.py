@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.kinds.sft import SFTConfig
 from stages.problems.toy import END, PAD, SYMBOLS, VOCABULARY, save_toy_tokenizer
-from stages.sft import SFTConfig
 from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.pipeline import stage_process

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.engine.packed import Text
+from stages.engine.packing.pack import Text
 from tests.conftest import tiny_llama
 from tests.pipeline.stage_process import on_ranks
 from tests.unit.test_supervised import documents, plain_losses
@@ -33,7 +33,7 @@ def whole_gradient(engine):
 
 def rank(folder: Path) -> None:
     """Leave FOLDER/found.pt: (zero, adapters, cut, documents) -> loss, gradient; (zero, adapters) -> what three steps give."""
-    from stages.engine import ranks, scorer
+    from stages.engine import distributed, scorer
     from stages.engine.adapters import adapted, plain_weights
     from stages.engine.deepspeed_engine import Engine
     from stages.engine.settings import Lora, Training
@@ -65,9 +65,9 @@ def rank(folder: Path) -> None:
                 weights = {name: tensor.clone() for name, tensor in plain_weights(whole)}
             sampler = {name: p.detach().clone() for name, p in engine.sampling_model().named_parameters()}
             found[zero, bool(lora)] = held, idle, weights, sampler
-    if ranks.number() == 0:
+    if distributed.number() == 0:
         torch.save(found, folder / "found.pt")
-    ranks.barrier()
+    distributed.barrier()
     sys.stderr.flush()
     os._exit(0)  # gloo's and DeepSpeed's threads may abort the interpreter's teardown
 

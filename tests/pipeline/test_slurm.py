@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
 from stages.store.files import digest_files
 from stages.tracking.journal import read
 from tests.conftest import ROOT
@@ -145,7 +145,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 from flows.launch import launch
-from stages.store.config import Compute
+from stages.contract.config import Compute
 from stages.store.files import read_json
 from stages.store.folders import StageFolder
 

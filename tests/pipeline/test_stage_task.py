@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from flows.launch import launch
-from flows.progress import Lines
-from flows.record import RunRecord
-from flows.selection import Selection
-from flows.stage_task import finish_stage, stage_record
-from flows.work import Work
-from stages.recipe import load_recipe
-from stages.store.errors import Interrupted, UserError
+from flows.launch.attempt import launch
+from flows.pipeline.progress import Lines
+from flows.pipeline.run_state import Work
+from flows.pipeline.stage_task import finish_stage, stage_record
+from flows.runs.record import RunRecord
+from flows.runs.selection import Selection
+from stages.contract.errors import Interrupted, UserError
+from stages.recipe.resolve import load_recipe
 from stages.store.files import read_json
 from stages.store.manifest import verify_manifest
 
@@ -46,7 +46,7 @@ class NoTracking:
 @pytest.fixture
 def own(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipe with a runs folder that no other test uses."""
-    monkeypatch.setattr("flows.stage_task.launch", functools.partial(launch, command=[sys.executable, "-c", STAGE]))
+    monkeypatch.setattr("flows.pipeline.stage_task.launch", functools.partial(launch, command=[sys.executable, "-c", STAGE]))
     document = json.loads(recipe.read_text())
     document["runs"] = str(tmp_path / "runs")
     recipe.write_text(json.dumps(document))
@@ -107,7 +107,7 @@ def test_a_stage_that_ends_while_it_is_asked_to_stop_is_what_it_came_to(
             launch(*arguments, **options, command=[sys.executable, "-c", STAGE])
         raise Interrupted("SIGTERM")
 
-    monkeypatch.setattr("flows.stage_task.launch", asked_to_stop)
+    monkeypatch.setattr("flows.pipeline.stage_task.launch", asked_to_stop)
     with pytest.raises(Interrupted):
         finish_stage(stopped, "base")
     assert stopped.record.stages["base"]["status"] == status

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.process_tree import ProcessTree
-from flows.server_process import free_port
+from flows.processes import ProcessTree
+from flows.servers.server_process import free_port
 from stages.tracking.journal import read
 from tests.pipeline.conftest import environment
 from tests.pipeline.test_schedule import wait_for

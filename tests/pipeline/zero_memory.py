@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from stages.engine import ranks
+from stages.engine import distributed
 from stages.engine.adapters import adapted
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text
+from stages.engine.packing.pack import Text
 from stages.engine.scorer import TokenScorer
 from stages.engine.settings import Lora, Training
 from stages.rollout.torch_engine import load_model
@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     case = json.loads((folder / "case.json").read_text())
     torch.manual_seed(0)
-    ranks.join("cpu")
+    distributed.join("cpu")
     torch.ones(8, 8) @ torch.ones(8, 8)
     baseline = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
@@ -42,7 +42,7 @@ def main() -> None:
     adapted(model, Lora(rank=case["rank"]) if case["rank"] else None, 0)
     vocabulary = model.config.vocab_size
     engine = Engine(TokenScorer(model), Training(lr=1e-6), case["zero"], "cpu")
-    count = case["micro_tokens"] * ranks.size() // DOCUMENT
+    count = case["micro_tokens"] * distributed.size() // DOCUMENT
     ids = torch.randint(2, vocabulary, (count, DOCUMENT + 1), generator=torch.Generator().manual_seed(0)).tolist()
     documents = [Text(row[:1], row[1:]) for row in ids]
     peaks = {}
@@ -52,8 +52,8 @@ def main() -> None:
         engine.step(1e-6)
         peaks[f"stepped {number}"] = status("VmHWM") - baseline
     found = {"baseline": baseline, "peak": status("VmHWM") - baseline, "now": status("VmRSS") - baseline, **peaks}
-    (folder / f"rank{ranks.number()}.json").write_text(json.dumps(found))
-    ranks.barrier()
+    (folder / f"rank{distributed.number()}.json").write_text(json.dumps(found))
+    distributed.barrier()
     sys.stderr.flush()
     os._exit(0)
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from stages.engine import ranks, scorer
-from stages.engine.checkpoints import Checkpointer
+from stages.engine import distributed, scorer
+from stages.engine.checkpoint.checkpointer import Checkpointer
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, alone
+from stages.engine.packing.pack import Text, alone
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.engine.self_check import check_engine, check_texts
-from stages.grpo.prepare import prepare
-from stages.grpo.reference import Reference
-from stages.grpo.settings import GRPO
-from stages.grpo.update import update
+from stages.rl.prepare import prepare
+from stages.rl.reference import Reference
+from stages.rl.settings import GRPO
+from stages.rl.update import update
 from stages.rollout.records import read_groups
 from tests.conftest import tiny_llama
 
@@ -83,7 +83,7 @@ def main() -> None:
             # What the second step leaves is saved; a case with `resume` begins there, whatever layout saved it.
             first = 0
             if resume:
-                stored = Checkpointer(folder / resume, settings.checkpoints, ranks.number()).restore(ranks.size())
+                stored = Checkpointer(folder / resume, settings.checkpoints, distributed.number()).restore(distributed.size())
                 policy.restore(stored.part("policy"))
                 if critic:
                     critic.restore(stored.part("critic"))
@@ -92,7 +92,7 @@ def main() -> None:
                 step(number, settings, 1e-3)
                 if number == 1 and not resume:
                     parts = {"policy": policy.state()} | ({"critic": critic.state()} if critic else {})
-                    checkpointer = Checkpointer(folder / "saved" / name, settings.checkpoints, ranks.number())
+                    checkpointer = Checkpointer(folder / "saved" / name, settings.checkpoints, distributed.number())
                     checkpointer.begin(2, {}, parts)
                     checkpointer.finish()
         else:  # a learning rate of 0 leaves the weights: one engine does for all cuts
@@ -103,9 +103,9 @@ def main() -> None:
         if critic:
             with critic.whole_weights() as model:
                 weights += [p.detach().flatten().to("cpu", copy=True) for p in model.parameters()]
-        if ranks.number() == 0:
+        if distributed.number() == 0:
             torch.save(found | {"weights": torch.cat(weights)}, folder / f"{name}.pt")
-    ranks.barrier()
+    distributed.barrier()
     sys.stderr.flush()
     # As a stage's process does: gloo's and DeepSpeed's threads may abort the interpreter's teardown.
     os._exit(0)

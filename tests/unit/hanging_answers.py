@@ -76,7 +76,7 @@ def mixed(plain: int, huge: int, hidden: int, seed: int = 0) -> tuple[list[Pair]
 
 def main() -> None:
     """Answers per second without and with hanging ones, in turns, and the ratio."""
-    from stages.rewards.math_pool import MathPool
+    from stages.rewards.answers.math_pool import MathPool
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from flows import servers
-from flows.access import access
-from flows.databases import in_folder, in_postgres
-from flows.server_process import demand_free, free_port
-from stages.store.errors import UserError
+from flows.servers import serve
+from flows.servers.access import access
+from flows.servers.databases import in_folder, in_postgres
+from flows.servers.server_process import demand_free, free_port
+from stages.contract.errors import UserError
 from tests.requirements import require
 
 SECRETS = {
@@ -62,11 +62,11 @@ def test_mlflow_server_starts_without_background_jobs_unless_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
 ) -> None:
     started: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(servers, "Server", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(serve, "Server", lambda *arguments: started.append(arguments))
     monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
     if chosen is not None:
         monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", chosen)
-    servers._mlflow(tmp_path, 5000, access("127.0.0.1", None, asked=False, environment={}), in_folder(tmp_path))
+    serve._mlflow(tmp_path, 5000, access("127.0.0.1", None, asked=False, environment={}), in_folder(tmp_path))
     ((_, program, _, environment, *_),) = started
     assert (program, environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"]) == ("mlflow", expected)
 

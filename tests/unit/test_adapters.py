@@ -12,18 +12,19 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from stages.contract.errors import UserError
 from stages.engine import scorer
 from stages.engine.adapter_folder import read_adapter, write_adapter
 from stages.engine.adapters import PARTS, AdaptedLinear, adapted, adapters, merged, plain_weights, same_shape
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, micro_batches
+from stages.engine.packing.pack import Text, micro_batches
 from stages.engine.settings import Lora, Training
 from stages.problems.toy import save_toy_tokenizer
-from stages.rollout import compiled, torch_engine
-from stages.rollout.lean import LeanDecoder, Prompts, unsupported
+from stages.rollout import torch_engine
+from stages.rollout.decoding import compiled
+from stages.rollout.decoding.decoder import LeanDecoder, Prompts, unsupported
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout, load_model, load_tokenizer
-from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
 VOCABULARY = 512

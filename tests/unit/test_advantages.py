@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.grpo.advantages import ADVANTAGES, batch_whitened, group, group_centred, leave_one_out, zero_variance
+from stages.rl.advantages import ADVANTAGES, batch_whitened, group, group_centred, leave_one_out, zero_variance
 from tests.unit import reference
 from tests.unit.reference import F64, close, f64
 

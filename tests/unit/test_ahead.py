@@ -4,19 +4,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from stages.contract.errors import UserError
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer
-from stages.grpo.ahead import Ahead
-from stages.grpo.collect import Scene
-from stages.grpo.sampler import ProblemSampler
-from stages.grpo.settings import GRPO
 from stages.problems.episode import Problem
 from stages.problems.templates import Template
 from stages.problems.toy import ToySource, save_toy_tokenizer, toy_problems
 from stages.rewards.score import Rewards
+from stages.rl.collect import Scene
+from stages.rl.one_step_off import Ahead
+from stages.rl.problem_sampler import ProblemSampler
+from stages.rl.settings import GRPO
 from stages.rollout.protocol import Sampling
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
 QUESTIONS, SAMPLES = 2, 3

@@ -6,12 +6,12 @@ from typing import get_args
 import pytest
 import torch
 
-from stages.grpo import algorithms
-from stages.grpo.advantages import ADVANTAGES
-from stages.grpo.algorithms import ALGORITHMS, PRESETS, with_defaults
-from stages.grpo.gae import gae, token_rewards, whiten
-from stages.grpo.kl import ESTIMATORS, kl_terms
-from stages.grpo.losses import policy_ratio, policy_terms, token_weights
+from stages.rl import algorithms
+from stages.rl.advantages import ADVANTAGES
+from stages.rl.algorithms import ALGORITHMS, PRESETS, with_defaults
+from stages.rl.gae import gae, token_rewards, whiten
+from stages.rl.kl import ESTIMATORS, kl_terms
+from stages.rl.losses import policy_ratio, policy_terms, token_weights
 from tests.unit import reference
 from tests.unit.reference import F64, batch, close, f64, mean
 

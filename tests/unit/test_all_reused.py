@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flows.all_reused import all_finished
-from flows.prefect_home import servers_named
-from flows.record import RunRecord
-from flows.selection import select
-from flows.unsent import unsent
-from flows.wanted import Finished, stage_record
-from stages.kinds import stage_kind
-from stages.recipe import ResolvedRecipe, load_recipe
+from flows.pipeline.all_reused import all_finished
+from flows.pipeline.unsent import unsent
+from flows.runs.record import RunRecord
+from flows.runs.selection import select
+from flows.runs.stage_record import Finished, stage_record
+from flows.servers.prefect_env import servers_named
+from stages.kinds.registry import stage_kind
+from stages.recipe.resolve import ResolvedRecipe, load_recipe
 from stages.store.files import write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.locks import hold

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages import curate, evaluate_model, rl, sft
+from stages.contract.errors import UserError
 from stages.engine import deepspeed_engine
+from stages.kinds import curate, evaluate_model, rl, sft
 from stages.problems.episode import Reward
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from stages.tracking.journal import read
@@ -89,7 +89,7 @@ def test_sft_loss_is_the_models_own_and_rows_are_announced(tmp_path, capsys, fam
 @pytest.mark.parametrize("family", ["lfm2", "mamba", "granite"])
 def test_rl_trains_what_it_sampled(tmp_path, monkeypatch, family, settings):
     # A reward that differs from answer to answer, so that there is something to learn.
-    monkeypatch.setattr("stages.grpo.collect.score", scored_by_length)
+    monkeypatch.setattr("stages.rl.collect.score", scored_by_length)
     result = run_rl(tmp_path / "stage", folder_of(tmp_path / "model", family), **settings)
     (line,) = read(tmp_path / "stage" / "journal.jsonl")
     assert line.metrics["train/mismatch_max"] <= 1e-4

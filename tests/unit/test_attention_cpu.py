@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.engine import attention, attention_cpu
-from stages.engine.packed import alone, micro_batches
+from stages.engine.packing import attention, attention_cpu
+from stages.engine.packing.pack import alone, micro_batches
 from stages.engine.scorer import TokenScorer
 from stages.kernels import build
 from tests.requirements import needs

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.changed_files import reasons
-from flows.wanted import stage_record
-from stages.recipe import load_recipe
-from stages.store.config import StageConfig
+from flows.plan.changed_files import reasons
+from flows.runs.stage_record import stage_record
+from stages.contract.config import StageConfig
+from stages.recipe.resolve import load_recipe
 from stages.store.files import write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import StageRecord

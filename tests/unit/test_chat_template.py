@@ -53,7 +53,7 @@ def test_what_it_was_not_trained_on_is_refused() -> None:
 
 
 def test_an_exported_template_gives_the_prompts_of_a_tokenizer_that_appends_its_end_token(tmp_path: Path) -> None:
-    from flows.export import PROBES, _begin, _chat_ids
+    from flows.cli.export import PROBES, _begin, _chat_ids
     from stages.rollout.token_text import TokenText
     from tests.unit.tokenizers_by_kind import byte_level
 

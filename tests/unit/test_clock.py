@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.store.clock import Clock
+from stages.runtime.clock import Clock
 
 
 def test_spans_add_up_and_nothing_counts_twice():

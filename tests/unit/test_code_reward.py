@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from stages.rewards.code import Judgement, judge, judgements, program_of
-from stages.rewards.code_asserts import Opaque, UnreadableTests, decode, read_asserts
-from stages.rewards.sandbox import Sandbox
-from stages.rewards.sandbox_boot import encode
-from stages.rewards.sandbox_watch import Ended
-from stages.store.config import semantic
+from stages.contract.config import semantic
+from stages.rewards.code.asserts import Opaque, UnreadableTests, decode, read_asserts
+from stages.rewards.code.boot import encode
+from stages.rewards.code.sandbox import Sandbox
+from stages.rewards.code.supervisor import Ended
+from stages.rewards.code.verifier import Judgement, judge, judgements, program_of
 from tests.requirements import needs
 
 needs_bubblewrap = needs("bubblewrap")
@@ -237,7 +237,7 @@ def test_what_was_run_before_counts_against_the_next_test(monkeypatch) -> None:
             left.append(left_s)
             return Ended(b"0", "", None, 0, seconds)
 
-        monkeypatch.setattr("stages.rewards.code.run", run)
+        monkeypatch.setattr("stages.rewards.code.verifier.run", run)
         left.clear()
 
     pairs = json.dumps({"stdin": [{"input": "", "output": "0"}] * 100})

@@ -5,20 +5,20 @@ import threading
 
 import pytest
 
-from stages.engine import ranks
-from stages.grpo.collect import Scene, collect, has_signal
-from stages.grpo.metrics import rollout_metrics
-from stages.grpo.sampler import ProblemSampler
+from stages.contract.errors import UserError
+from stages.engine import distributed
 from stages.problems.episode import Problem
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards, score
+from stages.rl.collect import Scene, collect, has_signal
+from stages.rl.metrics import rollout_metrics
+from stages.rl.problem_sampler import ProblemSampler
 from stages.rollout.protocol import Completion, Sampling
-from stages.store.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def rank():
-    ranks.join("cpu")
+    distributed.join("cpu")
 
 
 class Scripted:
@@ -191,7 +191,7 @@ def test_what_is_complete_is_judged_while_the_rest_is_sampled(monkeypatch):
             assert judged.wait(10), "the first group waits for the second"
             super().sample(requests[1:], sampling, seed=seed, purpose=purpose, step=step, done=lambda n, got: done(n + 1, got))
 
-    monkeypatch.setattr("stages.grpo.collect.score", scored)
+    monkeypatch.setattr("stages.rl.collect.score", scored)
     groups = scene(Slow()).sample(problems("right", "wrong"), 2, "train", 0)
     assert [[e.scored.verdict for e in group.episodes] for group in groups] == [["right"] * 2, ["wrong"] * 2]
 
@@ -200,6 +200,6 @@ def test_what_fails_while_judging_is_not_lost(monkeypatch):
     def broken(*_given, **_more):
         raise RuntimeError("no verifier")
 
-    monkeypatch.setattr("stages.grpo.collect.score", broken)
+    monkeypatch.setattr("stages.rl.collect.score", broken)
     with pytest.raises(RuntimeError, match="no verifier"):
         scene(Scripted()).sample(problems("right", "wrong"), 2, "train", 0)

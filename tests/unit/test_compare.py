@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from stages.contract.errors import UserError
 from stages.report.differences import differences
 from stages.report.facts import read_run
 from stages.report.figure import compared, write_figure, write_own_figure
-from stages.store.errors import UserError
 from stages.store.files import write_json
 from tests.unit.report_material import MadeRun, journal
 

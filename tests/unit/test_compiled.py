@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from stages.contract.errors import UserError
 from stages.kernels import build
 from stages.kernels.build import NoCompiler
-from stages.rollout import compiled
-from stages.rollout.compiled import CompiledDecoder
-from stages.rollout.lean import LeanDecoder, Prompts
-from stages.rollout.sampling import choose
+from stages.rollout.decoding import compiled
+from stages.rollout.decoding.compiled import CompiledDecoder
+from stages.rollout.decoding.decoder import LeanDecoder, Prompts
+from stages.rollout.decoding.token_sampling import choose
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import UserError
 from tests.requirements import needs
 from tests.unit.test_lean import SHAPE, spread
 from tests.unit.test_lean import tokenizer as tokenizer

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from flows.conclusion import learned, next_commands
-from flows.record import RunRecord
+from flows.pipeline.conclusion import learned, next_commands
+from flows.runs.record import RunRecord
 from stages.store.folders import PipelineFolder
 
 SECTIONS: dict[str, Any] = {

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from stages.contract.config import semantic, stage_inputs
+from stages.contract.errors import UserError
 from stages.problems.sources import load_problems
-from stages.recipe import load_recipe, recipe_schema
-from stages.store.config import semantic, stage_inputs
-from stages.store.errors import UserError
+from stages.recipe.resolve import load_recipe, recipe_schema
 from stages.store.manifest import fingerprint
 from tests.conftest import ROOT
 

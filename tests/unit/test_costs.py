@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.cli import parser
-from flows.plan_cost import Place, stage_cost
-from flows.plan_counts import Counts
-from flows.plan_models import model_shapes
+from flows.cli.app import parser
+from flows.plan.cost import Place, stage_cost
+from flows.plan.counts import Counts
+from flows.plan.shapes import model_shapes
+from stages.contract.errors import UserError
 from stages.costs.adapters import adapter_weights
 from stages.costs.amounts import ADAM_TRAFFIC, Sampled, Texts, packed_texts, pass_amounts, sample_amounts
 from stages.costs.devices import PLAN, cpu_device, gpu_device, gpus, rates_of, shipped
@@ -17,8 +18,7 @@ from stages.costs.fit import Measured, Span, fitted, left_out, predicted
 from stages.costs.memory import training_memory
 from stages.costs.shape import Shape, shape_of
 from stages.costs.steps import Loop, dealt, decode_steps, rows_in_flight, spread_lengths, train_spans
-from stages.recipe import load_recipe
-from stages.store.errors import UserError
+from stages.recipe.resolve import load_recipe
 from tests.bench.update import flops
 
 MODELS = yaml.safe_load((PLAN / "models.yaml").read_text())

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.curate import KIND, CurateConfig
+from stages.contract.errors import Interrupted, UserError
 from stages.curation import sampled
+from stages.kinds.curate import KIND, CurateConfig
 from stages.problems.templates import R1_ZERO
 from stages.problems.toy import ToySource, toy_problems
 from stages.rollout.protocol import Completion
-from stages.store.errors import Interrupted, UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from stages.tracking.journal import read

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from stages.curate import KIND
-from stages.store.errors import StageFailed, UserError
+from stages.contract.errors import StageFailed, UserError
+from stages.kinds.curate import KIND
 from stages.store.files import digest_path
 from stages.tracking.journal import read
 from tests.unit.endpoint_server import EndpointServer

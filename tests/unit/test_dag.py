@@ -5,9 +5,9 @@ from graphlib import CycleError
 
 import pytest
 
-from stages.recipe import load_recipe
+from stages.contract.config import stage_inputs
+from stages.recipe.resolve import load_recipe
 from stages.report.dag import HEIGHT, STEP, WIDTH, layout
-from stages.store.config import stage_inputs
 from tests.conftest import ROOT
 
 QUICKSTART = {

@@ -6,15 +6,15 @@ import re
 
 import pytest
 
+from stages.contract.config import external_paths, semantic
+from stages.contract.errors import UserError
 from stages.evals.contamination import decontaminated, lm_eval_questions
+from stages.kinds.rl import RLConfig
 from stages.problems.decontamination import Decontamination, without_leaks
 from stages.problems.episode import Problem
 from stages.problems.ngrams import Questions, tokens, words
 from stages.problems.sources import FileSource, load_problems
-from stages.recipe import load_recipe, resolve
-from stages.rl import RLConfig
-from stages.store.config import external_paths, semantic
-from stages.store.errors import UserError
+from stages.recipe.resolve import load_recipe, resolve
 from tests.conftest import ROOT
 from tests.requirements import needs
 from tests.unit.test_problems import DATA, jsonl

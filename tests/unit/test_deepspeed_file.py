@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stages.contract.errors import UserError
 from stages.engine.deepspeed_file import (
     OVERRIDDEN,
     UNSUPPORTED,
@@ -21,9 +22,8 @@ from stages.engine.deepspeed_file import (
     merge,
 )
 from stages.engine.settings import PRESETS, Training, deepspeed_settings
-from stages.grpo.settings import GRPO
-from stages.recipe import load_recipe
-from stages.store.errors import UserError
+from stages.recipe.resolve import load_recipe
+from stages.rl.settings import GRPO
 from stages.supervised.settings import Supervised
 from tests.conftest import ROOT
 

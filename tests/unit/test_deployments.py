@@ -13,15 +13,15 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.cli import parser
-from flows.deploy import IMAGE_FOLDER, PREFECT_FILE, deployment_document
-from flows.deployed import run_config, run_stage
-from flows.prefect_setup import AUTOMATIONS_FILE, POOLS
-from stages.recipe import load_recipe
-from stages.store.errors import UserError
+from flows.cli.app import parser
+from flows.deployments.entrypoints import run_config, run_stage
+from flows.deployments.prefect_objects import AUTOMATIONS_FILE, POOLS
+from flows.deployments.register import IMAGE_FOLDER, PREFECT_FILE, deployment_document
+from stages.contract.errors import UserError
+from stages.recipe.resolve import load_recipe
 from tests.conftest import ROOT
 
-FLOWS = {"flows/deployed.py:run_config": run_config, "flows/deployed.py:run_stage": run_stage}
+FLOWS = {"flows/deployments/entrypoints.py:run_config": run_config, "flows/deployments/entrypoints.py:run_stage": run_stage}
 CONFIG = "configs/quickstart.yaml"
 
 
@@ -116,7 +116,7 @@ def test_a_recipe_of_its_own_and_its_schedule() -> None:
 
 def test_a_single_stage() -> None:
     deployment = document("--stage", "zero", "--cron", "5 4 * * *", "--timezone", "Europe/Berlin")["deployments"][0]
-    assert deployment["entrypoint"] == f"{ROOT}/flows/deployed.py:run_stage"
+    assert deployment["entrypoint"] == f"{ROOT}/flows/deployments/entrypoints.py:run_stage"
     assert (deployment["name"], deployment["parameters"]["stage"]) == ("quickstart-zero", "zero")
     assert deployment["schedules"][0]["cron"] == "5 4 * * *"
     assert validate(deployment["parameters"], parameter_schema(run_stage.fn).model_dump_for_openapi()) == []
@@ -128,7 +128,7 @@ def test_in_an_image_everything_starts_from_the_image_s_folder(tmp_path: Path, m
     deployment = whole["deployments"][0]
     assert deployment["work_pool"]["name"] == "cluster"
     assert deployment["work_pool"]["job_variables"]["runs_claim"] == "r1-runs"
-    assert deployment["entrypoint"] == "flows/deployed.py:run_config"
+    assert deployment["entrypoint"] == "flows/deployments/entrypoints.py:run_config"
     assert (deployment["parameters"]["config"], deployment["parameters"]["overrides"]) == (CONFIG, ["shared.seed=1"])
     assert whole["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE_FOLDER}}]
     elsewhere = tmp_path / "mine.yaml"

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from stages.store import empty_databases
 from stages.store.empty_databases import make, place
-from stages.tracking.mlflow_client import Connection
+from stages.tracking.mlflow.client import Connection
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from email.utils import formatdate
 import pytest
 from pydantic import ValidationError
 
+from stages.contract.config import semantic
+from stages.contract.errors import Interrupted, StageFailed, UserError
 from stages.curation.client import Client
 from stages.curation.endpoint import Endpoint
 from stages.curation.ledger import Ledger
-from stages.recipe import load_recipe
-from stages.store.config import semantic
-from stages.store.errors import Interrupted, StageFailed, UserError
+from stages.recipe.resolve import load_recipe
 from stages.store.stage import StopRequest
 from tests.conftest import ROOT
 from tests.unit.endpoint_server import EndpointServer

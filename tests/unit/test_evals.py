@@ -6,24 +6,24 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from stages.contract.config import stage_inputs
+from stages.contract.errors import Interrupted, UserError
 from stages.evals.likelihood import continuation_scores
 from stages.evals.lm import Hooks, RolloutLM, sampling_of
 from stages.evals.settings import EvaluationConfig
 from stages.evals.task import run_lm_eval
-from stages.evaluate import EvaluateConfig, expand
-from stages.evaluate_model import KIND as EVALUATE_MODEL
-from stages.evaluate_model import EvaluateModelConfig
+from stages.kinds.evaluate import EvaluateConfig, expand
+from stages.kinds.evaluate_model import KIND as EVALUATE_MODEL
+from stages.kinds.evaluate_model import EvaluateModelConfig
+from stages.kinds.summary import KIND as SUMMARY
+from stages.kinds.summary import SummaryConfig
 from stages.problems.episode import Problem
 from stages.rewards.score import Rewards, score
 from stages.rollout.protocol import Completion, Sampling
 from stages.rollout.sampled_check import SampledCheck
-from stages.store.config import stage_inputs
-from stages.store.errors import Interrupted, UserError
 from stages.store.files import read_json
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
-from stages.summary import KIND as SUMMARY
-from stages.summary import SummaryConfig
 from stages.tracking import journal
 from tests.unit.small_models import small_model
 

@@ -6,13 +6,13 @@ from types import MethodType
 import pytest
 import torch
 
+from stages.contract.errors import UserError
 from stages.problems.toy import save_toy_tokenizer
-from stages.rollout import transformers_batch
-from stages.rollout.decoding_mode import choose_mode
+from stages.rollout.decoding import transformers_batch
+from stages.rollout.decoding.mode import choose_mode
+from stages.rollout.decoding.transformers_batch import MODES, TransformersBatch, UnsupportedByModel, own_logits
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout
-from stages.rollout.transformers_batch import MODES, TransformersBatch, UnsupportedByModel, own_logits
-from stages.store.errors import UserError
 from tests.architectures.build import VOCABULARY, build
 
 PADDED, SHARED, ROWS, NONE = MODES

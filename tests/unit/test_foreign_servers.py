@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.prefect_server import demand_access
-from stages.store.errors import UserError
-from stages.tracking.mlflow_client import AWAY, Connection
+from flows.servers.prefect_client import demand_access
+from stages.contract.errors import UserError
+from stages.tracking.mlflow.client import AWAY, Connection
 
 PAGE = b"<!doctype html><title>some page</title>"
 

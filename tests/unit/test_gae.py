@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.grpo.gae import explained_variance, gae, length_adaptive_lambda, thirds, token_rewards, value_terms, whiten
-from stages.grpo.kl import k3, kl_terms
-from stages.grpo.losses import token_weights
+from stages.rl.gae import explained_variance, gae, length_adaptive_lambda, thirds, token_rewards, value_terms, whiten
+from stages.rl.kl import k3, kl_terms
+from stages.rl.losses import token_weights
 from tests.unit import reference
 from tests.unit.reference import F64, close, f64
 

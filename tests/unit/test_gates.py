@@ -7,12 +7,12 @@ import os
 import numpy as np
 import pytest
 
-from flows.gates import heed
+from flows.pipeline.gates import heed
+from stages.contract.config import semantic
+from stages.contract.errors import GateClosed, UserError
 from stages.evals.gates import bounds, in_words, judge
-from stages.gate import KIND, GateConfig, hand_on
-from stages.recipe import load_recipe, resolve
-from stages.store.config import semantic
-from stages.store.errors import GateClosed, UserError
+from stages.kinds.gate import KIND, GateConfig, hand_on
+from stages.recipe.resolve import load_recipe, resolve
 from stages.store.files import digest_path
 from stages.store.folders import StageFolder
 from stages.store.manifest import Manifest

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from stages.contract.config import semantic
 from stages.problems.episode import Problem
 from stages.problems.gym import GymSource
 from stages.problems.sources import load_problems
 from stages.rewards import gym as scorer
+from stages.rewards.answers.verifiers import Asked, judge
 from stages.rewards.gym_guard import FORMULAS, LISTS, refused
-from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards
-from stages.rewards.verifiers import Asked, judge
-from stages.store.config import semantic
+from stages.rewards.verifier_pool.pool import Limits, Worker
 from tests.requirements import require
 
 require("reasoning-gym", allow_module_level=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.doctor import _compiler
+from flows.doctor.environment import _compiler
 from stages.kernels import build
 from tests.requirements import needs
 from tests.unit.test_compiled import fresh_cache

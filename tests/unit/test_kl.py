@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.grpo.kl import ESTIMATORS, k1, k2, k3, kl_terms
+from stages.rl.kl import ESTIMATORS, k1, k2, k3, kl_terms
 from tests.unit import reference
 from tests.unit.reference import F64, batch, close, f64
 

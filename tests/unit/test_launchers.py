@@ -10,15 +10,16 @@ import pytest
 import yaml
 from torch.distributed import TCPStore
 
-from flows.cli import main
-from flows.join import join_stage
-from flows.launchers import Job, kubernetes, launcher_of, slurm
-from flows.launchers.local import torchrun
-from stages.engine.hosts import Hosts, mark, sees
-from stages.recipe import load_recipe
-from stages.store import heartbeat
-from stages.store.config import Compute
-from stages.store.errors import UserError
+from flows.cli.app import main
+from flows.cli.join import join_stage
+from flows.launch import kubernetes, slurm
+from flows.launch.launcher import Job, launcher_of
+from flows.launch.local import torchrun
+from stages.contract.config import Compute
+from stages.contract.errors import UserError
+from stages.engine.multi_node import Hosts, mark, sees
+from stages.recipe.resolve import load_recipe
+from stages.runtime import heartbeat
 from stages.store.files import digest_path
 from stages.store.folders import StageFolder
 from stages.store.manifest import InputRecord

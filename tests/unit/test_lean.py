@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from stages.problems.toy import save_toy_tokenizer
-from stages.rollout import flight, lean
-from stages.rollout.lines import Lines
+from stages.rollout.decoding import batching, decoder
+from stages.rollout.decoding.prefix_sharing import Lines
+from stages.rollout.decoding.token_sampling import choose, nucleus
 from stages.rollout.protocol import Request, Sampling
-from stages.rollout.sampling import choose, nucleus
 from stages.rollout.torch_engine import TorchRollout
 from tests.conftest import tiny_llama
 
@@ -77,7 +77,7 @@ def plain_logp(model, prompt, ids, temperature=1.0):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_is_decoded_as_transformers_would(name, tokenizer):
     model = spread(MODELS[name]())
-    assert not lean.unsupported(model)
+    assert not decoder.unsupported(model)
     for prompt, (greedy,) in zip(
         PROMPTS, sampled(model, tokenizer, Sampling(temperature=0, max_tokens=24), samples=1), strict=True
     ):
@@ -98,16 +98,16 @@ def test_the_budget_changes_who_flies_together_and_not_the_answers(budget, room,
     model = tiny_llama()  # float64: no rounding may turn a draw
     expected = sampled(model, tokenizer, Sampling(max_tokens=40))
     assert len({len(a.ids) for answers in expected for a in answers}) > 4
-    monkeypatch.setattr(flight, "FIRST_ROOM", room)
+    monkeypatch.setattr(batching, "FIRST_ROOM", room)
     held = []
-    resize = flight.Flight._resize
+    resize = batching.Flight._resize
 
     def watched(self, kept, fresh):
         resize(self, kept, fresh)
         own = self._lines.own
         held.append((own.both.shape[2], own.both.shape[2] * own.tokens))
 
-    monkeypatch.setattr(flight.Flight, "_resize", watched)
+    monkeypatch.setattr(batching.Flight, "_resize", watched)
     found = sampled(model, tokenizer, Sampling(max_tokens=40), tokens=budget)
     assert [[(a.ids, a.finish) for a in answers] for answers in found] == [[(a.ids, a.finish) for a in e] for e in expected]
     for rows, tokens in held:
@@ -119,13 +119,13 @@ def test_the_budget_changes_who_flies_together_and_not_the_answers(budget, room,
 
 def test_the_common_beginning_of_prompts_is_computed_once(tokenizer, monkeypatch):
     computed = []
-    prefill = lean.LeanDecoder.prefill
+    prefill = decoder.LeanDecoder.prefill
 
     def counted(self, prompts, prefix=None):
         computed.append(sum(map(len, prompts)) - (0 if prefix is None else prefix.tokens * len(prompts)))
         return prefill(self, prompts, prefix)
 
-    monkeypatch.setattr(lean.LeanDecoder, "prefill", counted)
+    monkeypatch.setattr(decoder.LeanDecoder, "prefill", counted)
     sampled(tiny_llama(), tokenizer, Sampling(max_tokens=3))
     assert sum(computed) == 2 + sum(len(p) - 2 for p in PROMPTS)
 
@@ -151,13 +151,13 @@ def test_each_request_is_told_of_once_when_it_is_complete(tokenizer):
 
 def test_waiting_answers_take_the_places_of_finished_ones(tokenizer, monkeypatch):
     steps = []
-    step = lean.LeanDecoder.step
+    step = decoder.LeanDecoder.step
 
     def counted(self, tokens, *given):
         steps.append(len(tokens))
         return step(self, tokens, *given)
 
-    monkeypatch.setattr(lean.LeanDecoder, "step", counted)
+    monkeypatch.setattr(decoder.LeanDecoder, "step", counted)
     answers = sampled(tiny_llama(), tokenizer, Sampling(max_tokens=40), tokens=28 + 8 * 40, samples=16)
     wanted = sum(len(a.ids) - 1 for group in answers for a in group)
     # Few of the eight places are empty on average, though answers are of very unequal lengths.
@@ -180,14 +180,14 @@ def sampled_one_by_one(tokenizer):
 @pytest.mark.parametrize("budget", [100_000, 300])
 def test_answers_that_are_the_same_so_far_are_computed_as_one(budget, tokenizer, sampled_one_by_one, monkeypatch):
     steps = []
-    step = lean.LeanDecoder.step
+    step = decoder.LeanDecoder.step
 
     def counted(self, tokens, *given):
         steps.append(len(tokens))
         return step(self, tokens, *given)
 
     alone = sampled_one_by_one
-    monkeypatch.setattr(lean.LeanDecoder, "step", counted)
+    monkeypatch.setattr(decoder.LeanDecoder, "step", counted)
     found = sampled(tiny_llama(), tokenizer, NEARLY_GREEDY, tokens=budget, samples=16)
     assert [[a.ids for a in answers] for answers in found] == [[a.ids for a in answers] for answers in alone]
     for answers, expected in zip(found, alone, strict=True):
@@ -213,7 +213,7 @@ class Writing:
     weight = torch.zeros(1)
 
     def cache(self, texts, tokens):
-        return lean.Cache(torch.full((2, 2, texts, 1, tokens, 1), -1.0))
+        return decoder.Cache(torch.full((2, 2, texts, 1, tokens, 1), -1.0))
 
     def step(self, tokens, prompts, own, lengths, width):
         assert width == int(lengths.max()) + 1
@@ -224,9 +224,9 @@ class Writing:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_line_holds_what_its_answers_have(seed):
     rng = random.Random(seed)
-    decoder = Writing()
+    writing = Writing()
     alive = {n: [n % 3, rng.randrange(2)] for n in range(12)}  # prompt, then tokens
-    rows = Lines(decoder, 12, 40)
+    rows = Lines(writing, 12, 40)
     line = dict(zip(alive, rows.begin(*torch.tensor(list(alive.values())).t()).tolist(), strict=True))
     for turn in range(30):
         rows.seat(torch.tensor(list(line.values())), torch.tensor([alive[n][0] for n in line]))
@@ -236,7 +236,7 @@ def test_a_line_holds_what_its_answers_have(seed):
             assert (int(rows.newest[place]), int(rows.lengths[place])) == (tokens[-1], len(tokens) - 1)
             assert int(rows.prompt[place]) == prompt
         assert rows.count == len({tuple(tokens) for tokens in alive.values()})
-        rows.step(lean.Cache(torch.zeros(2, 2, 3, 1, 1, 1)), torch.ones(3, dtype=torch.long))
+        rows.step(decoder.Cache(torch.zeros(2, 2, 3, 1, 1, 1)), torch.ones(3, dtype=torch.long))
         for n in [n for n in alive if rng.random() < 0.04 and len(alive) > 1]:
             del alive[n]
         tokens = {n: rng.choice((0, 0, 0, 0, 1)) for n in alive}
@@ -292,7 +292,7 @@ def test_what_the_lean_decoder_refuses(change, reason):
             pass
 
         model.model.layers[1].self_attn.q_proj = Other(2, 2)
-    assert reason in lean.unsupported(model)
+    assert reason in decoder.unsupported(model)
 
 
 def test_choose_draws_from_the_tempered_distribution():
@@ -309,5 +309,5 @@ def test_a_nucleus_wider_than_the_likeliest_is_found_by_sorting(monkeypatch):
     torch.manual_seed(0)
     weights = torch.rand(3, 50)
     expected = nucleus(weights, 0.8)
-    monkeypatch.setattr("stages.rollout.sampling.LIKELY", 4)
+    monkeypatch.setattr("stages.rollout.decoding.token_sampling.LIKELY", 4)
     torch.testing.assert_close(nucleus(weights, 0.8), expected)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import progress
-from flows.live_state import RunView, StageView
-from flows.live_view import blocks, render
+from flows.pipeline import progress
+from flows.pipeline.live_state import RunView, StageView
+from flows.pipeline.live_view import blocks, render
 from stages.tracking.journal import Line
 
 GRAPH: dict[str, tuple[str, list[str]]] = {

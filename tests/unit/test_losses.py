@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.grpo.kl import kl_terms
-from stages.grpo.losses import policy_ratio, policy_terms, token_weights, truncated_importance
+from stages.rl.kl import kl_terms
+from stages.rl.losses import policy_ratio, policy_terms, token_weights, truncated_importance
 from tests.unit import reference
 from tests.unit.reference import F64, batch, close, f64
 

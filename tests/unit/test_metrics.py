@@ -2,11 +2,11 @@
 
 import pytest
 
-from flows import progress
-from stages.grpo.metrics import NAMES, held_out_metrics, reward_metrics, rollout_metrics
+from flows.pipeline import progress
 from stages.problems.episode import Reward
+from stages.rl.metrics import NAMES, held_out_metrics, reward_metrics, rollout_metrics
 from stages.tracking.journal import Line
-from stages.tracking.mlflow_client import metric_name
+from stages.tracking.mlflow.client import metric_name
 from tests.conftest import group_of
 
 

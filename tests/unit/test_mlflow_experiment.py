@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from stages.tracking.mlflow_runs import PipelineTracking, default_uri
+from stages.tracking.mlflow.pipeline_run import PipelineTracking, default_uri
 
 
 @pytest.fixture(scope="module")

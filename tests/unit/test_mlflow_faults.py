@@ -9,7 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.tracking.journal import Journal, read
 from tests.unit.test_tracking import folder as folder
 from tests.unit.test_tracking import history, steps, tracking

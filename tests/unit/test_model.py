@@ -10,17 +10,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from stages import model as model_stage
+from stages.contract.config import external_paths
+from stages.contract.errors import UserError
 from stages.engine.adapter_folder import write_adapter
 from stages.engine.adapters import adapted, adapters
 from stages.engine.settings import Lora
-from stages.model import KIND, ModelConfig
+from stages.kinds import model as model_stage
+from stages.kinds.model import KIND, ModelConfig
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
 from stages.rewards.preference import preferences
 from stages.rewards.settings import PreferenceModel
 from stages.rollout.torch_engine import load_model
-from stages.store.config import external_paths
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
 from tests.conftest import group_of

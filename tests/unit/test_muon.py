@@ -6,11 +6,11 @@ from pydantic import ValidationError
 
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.muon import Muon, orthogonalized
-from stages.engine.packed import Text
+from stages.engine.packing.pack import Text
 from stages.engine.scorer import TokenScorer
 from stages.engine.settings import Training
+from stages.kinds.toy_base import ToyBaseConfig
 from stages.supervised.train import accumulate
-from stages.toy_base import ToyBaseConfig
 from tests.conftest import tiny_llama
 
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}

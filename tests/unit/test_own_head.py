@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.engine.own_head import decoder_names, overwritable, own_logits
-from stages.engine.packed import Text, alone, micro_batches, row
+from stages.engine.packing.pack import Text, alone, micro_batches, row
 from stages.engine.scorer import TokenScorer, token_logp
 from tests.conftest import tiny_llama
 from tests.unit.small_models import small_model

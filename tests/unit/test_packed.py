@@ -7,12 +7,13 @@ import random
 import pytest
 import torch
 
-from stages.engine import attention, token_logp
-from stages.engine.attention import Family
-from stages.engine.packed import Text, alone, micro_batches, pack
+from stages.contract.errors import UserError
+from stages.engine import token_logp
+from stages.engine.packing import attention
+from stages.engine.packing.attention import Family
+from stages.engine.packing.pack import Text, alone, micro_batches, pack
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.engine.self_check import check_texts, training_path
-from stages.store.errors import UserError
 from tests.conftest import tiny_llama
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from flows import changed_code
-from flows.cli import main
-from flows.plan_stages import standings
-from flows.wanted import stage_record
+from flows.cli.app import main
+from flows.plan import changed_code
+from flows.plan.reuse import standings
+from flows.runs.stage_record import stage_record
 from stages.__main__ import run_stage
-from stages.kinds import MODULES
-from stages.recipe import ResolvedRecipe, load_recipe
+from stages.kinds.registry import MODULES
+from stages.recipe.resolve import ResolvedRecipe, load_recipe
 from stages.store.files import write_json
 from stages.store.folders import Runs, StageFolder
 
@@ -210,6 +210,11 @@ def test_what_git_cannot_tell_is_said(clone: Path) -> None:
 
 
 def test_a_kinds_code_is_what_it_imports() -> None:
-    names = {str(path.relative_to(changed_code.ROOT)) for path in changed_code._files("stages.rl")}
-    assert {"stages/rl.py", "stages/grpo/losses.py", "stages/rollout/lean.py", "stages/kernels/decode.cpp"} <= names
+    names = {str(path.relative_to(changed_code.ROOT)) for path in changed_code._files("stages.kinds.rl")}
+    assert {
+        "stages/kinds/rl.py",
+        "stages/rl/losses.py",
+        "stages/rollout/decoding/decoder.py",
+        "stages/kernels/decode.cpp",
+    } <= names
     assert not any(name.startswith(("stages/store", "stages/runtime", "stages/tracking", "stages/sft")) for name in names)

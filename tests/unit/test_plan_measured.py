@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from flows.measured import measured
+from flows.cli.app import main
+from flows.plan.measured import measured
 from stages.costs.amounts import ADAM_TRAFFIC
 from stages.costs.shape import shape_of
-from stages.kinds import stage_kind
+from stages.kinds.registry import stage_kind
 from stages.rollout.records import write_groups
 from stages.store.files import write_json
 from stages.store.folders import StageFolder

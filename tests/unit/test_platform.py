@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from flows import doctor_host
+from flows.doctor import host
 from flows.process_birth import birth
-from stages.engine import ranks
-from stages.model import _cpu_has_bf16
-from stages.rewards import sandbox
+from stages.contract.errors import UserError
+from stages.engine import distributed
+from stages.kinds.model import _cpu_has_bf16
+from stages.rewards.code import sandbox
 from stages.runtime import platform
-from stages.store.errors import UserError
 from tests.conftest import ROOT
 
 
@@ -110,7 +110,7 @@ def test_loopback_interface_is_found_by_its_address(monkeypatch):
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
-    ranks._use_loopback()
+    distributed._use_loopback()
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo0", "eth7")
 
 
@@ -118,7 +118,7 @@ def test_missing_loopback_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces(eth0="10.0.0.2"))
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with pytest.raises(UserError, match=r"network: no network interface has the address 127\.0\.0\.1; bring loopback up"):
-        ranks._use_loopback()
+        distributed._use_loopback()
 
 
 def test_address_space_is_limited_on_linux_and_not_on_macos():
@@ -136,14 +136,14 @@ def test_address_space_is_limited_on_linux_and_not_on_macos():
 
 
 def test_doctor_without_shared_memory_or_a_limit_of_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor_host, "SHARED_MEMORY", tmp_path / "none")
-    found = doctor_host._shared_memory()
+    monkeypatch.setattr(host, "SHARED_MEMORY", tmp_path / "none")
+    found = host._shared_memory()
     assert (found.state, found.mend) == ("warn", "weights for vLLM go through the disk")
     monkeypatch.setattr(platform.resource, "getrlimit", lambda _name: (platform.resource.RLIM_INFINITY,) * 2)
     assert platform.open_file_limits() == (None, None)
-    assert doctor_host._open_files().found == "no limit"
+    assert host._open_files().found == "no limit"
     monkeypatch.setattr(platform.resource, "getrlimit", lambda _name: (256, 4096))
-    assert doctor_host._open_files().mend == "ulimit -n 4096"
+    assert host._open_files().mend == "ulimit -n 4096"
 
 
 def test_kill_group_ends_it_and_ignores_one_that_is_gone():
@@ -204,12 +204,12 @@ PATHS = ("/proc", "/sys/", "/dev/shm")
 WORDS = (*MODULES, *CALLS, *PATHS, '"lo"', '"lo0"')
 """Parsing takes a while: modules without any of these are left out."""
 ALLOWED = {
-    ("stages/rewards/sandbox_boot.py", "resource"),  # its text runs alone inside the sandbox
-    ("stages/rewards/sandbox_boot.py", "setrlimit"),
-    ("stages/rewards/sandbox_boot.py", "/proc/self/oom_score_adj"),
-    ("stages/rewards/sandbox.py", "/proc"),  # folders of the sandbox's own
-    ("stages/rewards/sandbox.py", "/dev/shm"),
-    ("flows/launchers/local.py", "net_if_addrs"),  # the interface between machines, which every system can tell
+    ("stages/rewards/code/boot.py", "resource"),  # its text runs alone inside the sandbox
+    ("stages/rewards/code/boot.py", "setrlimit"),
+    ("stages/rewards/code/boot.py", "/proc/self/oom_score_adj"),
+    ("stages/rewards/code/sandbox.py", "/proc"),  # folders of the sandbox's own
+    ("stages/rewards/code/sandbox.py", "/dev/shm"),
+    ("flows/launch/local.py", "net_if_addrs"),  # the interface between machines, which every system can tell
 }
 
 

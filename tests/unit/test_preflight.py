@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from flows.findings import Finding
-from flows.preflight.capacity import Capacity, examine_capacity, fit_line
-from flows.preflight.checks import demand, examine
-from flows.preflight.gpus import LocalGpu
-from flows.preflight.scope import Scope, unfinished
-from flows.selection import select
+from flows.doctor.capacity import Capacity, examine_capacity, fit_line
+from flows.doctor.checks import demand, examine
+from flows.doctor.finding import Finding
+from flows.doctor.gpus import LocalGpu
+from flows.doctor.scope import Scope, unfinished
+from flows.runs.selection import select
+from stages.contract.errors import UserError
 from stages.evals import task_index
 from stages.evals.task_file import check_task_file
 from stages.problems.first_rows import ROWS, first_problem
 from stages.problems.sources import FileSource
-from stages.recipe import load_recipe
-from stages.store.errors import UserError
+from stages.recipe.resolve import load_recipe
 from tests.conftest import ROOT
 from tests.unit.test_plan import finish
 from tests.unit.test_shipped_recipes import make_model
@@ -33,7 +33,7 @@ Stages = dict[str, dict[str, Any]]
 @pytest.fixture(autouse=True)
 def known_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's names, of which there are 14,000."""
-    monkeypatch.setattr("flows.preflight.tasks.builtin_tasks", lambda _: frozenset({"gsm8k", "hellaswag"}))
+    monkeypatch.setattr("flows.doctor.tasks.builtin_tasks", lambda _: frozenset({"gsm8k", "hellaswag"}))
 
 
 @pytest.fixture
@@ -310,9 +310,9 @@ def test_the_first_conversation_is_rendered(write: Callable[..., Path], tmp_path
 def test_a_hostile_chat_template_is_ended_at_its_limit(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.rewards.pool import Limits
+    from stages.rewards.verifier_pool.pool import Limits
 
-    monkeypatch.setattr("flows.preflight.models.RENDER", Limits(0.3, 5.0))
+    monkeypatch.setattr("flows.doctor.models.RENDER", Limits(0.3, 5.0))
     make_model(tmp_path / "m")
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (tmp_path / "m" / "chat_template.jinja").write_text(loop)
@@ -426,8 +426,8 @@ def test_checks_import_nothing_heavy() -> None:
     import sys
 
     program = (
-        "import sys; from flows.preflight.checks import examine; from stages.recipe import load_recipe\n"
-        "from flows.preflight.scope import Scope; recipe = load_recipe('configs/quickstart.yaml', ['runs=/nowhere/runs'])\n"
+        "import sys; from flows.doctor.checks import examine; from stages.recipe.resolve import load_recipe\n"
+        "from flows.doctor.scope import Scope; recipe = load_recipe('configs/quickstart.yaml', ['runs=/nowhere/runs'])\n"
         "assert list(examine(Scope(recipe, recipe.stages, {})))\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'deepspeed', 'prefect', 'mlflow', 'scipy', 'numpy'}\n"
         "print(sorted(heavy & sys.modules.keys()))"

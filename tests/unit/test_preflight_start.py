@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from flows.findings import Finding
-from flows.preflight import start
-from flows.preflight.checks import demand
-from flows.preflight.scope import Scope
-from flows.preflight.start import examine_start
-from flows.selection import select
-from stages.recipe import ResolvedRecipe, load_recipe
+from flows.doctor import start
+from flows.doctor.checks import demand
+from flows.doctor.finding import Finding
+from flows.doctor.scope import Scope
+from flows.doctor.start import examine_start
+from flows.runs.selection import select
+from stages.contract.errors import UserError
+from stages.recipe.resolve import ResolvedRecipe, load_recipe
 from stages.runtime import platform
-from stages.store.errors import UserError
 from tests.conftest import ROOT
 
 GIB = 1 << 30

@@ -5,25 +5,25 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from stages import curate, evaluate_model, rl
+from stages.contract.config import semantic
+from stages.contract.errors import UserError
 from stages.curation.settings import CurateConfig
-from stages.engine.packed import micro_batches
+from stages.engine.packing.pack import micro_batches
 from stages.evals.headline import problem_metrics
-from stages.evaluate_model import EvaluateModelConfig
-from stages.grpo.metrics import held_out_metrics, reward_metrics, rewards_of, rollout_metrics
-from stages.grpo.prepare import prepare
-from stages.grpo.settings import GRPO
-from stages.grpo.train import Trainer
+from stages.kinds import curate, evaluate_model, rl
+from stages.kinds.evaluate_model import EvaluateModelConfig
 from stages.problems.episode import Episode, Group, Problem
 from stages.problems.gym import GymSource
 from stages.problems.sources import FileSource, HubSource, MixtureSource, Part, load_problem_set, verifiers_asked
 from stages.problems.toy import ToySource
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
+from stages.rewards.answers.verifiers import Asked, canaries_missed, judge, used
 from stages.rewards.score import Rewards, same_answer, score
-from stages.rewards.verifiers import Asked, canaries_missed, judge, used
+from stages.rl.metrics import held_out_metrics, reward_metrics, rewards_of, rollout_metrics
+from stages.rl.prepare import prepare
+from stages.rl.settings import GRPO
+from stages.rl.train import Trainer
 from stages.rollout.records import SCHEMA, _read, read_groups, write_groups
-from stages.store.config import semantic
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from tests.conftest import ROOT
 from tests.requirements import require
@@ -136,7 +136,7 @@ def test_each_part_is_judged_by_its_own_verifier_all_at_once(monkeypatch):
         return judged
 
     for name, verdict in (("exact", "right"), ("math", "wrong"), ("numeric", "none")):
-        monkeypatch.setattr(f"stages.rewards.accuracy.{name}", recording(name, verdict))
+        monkeypatch.setattr(f"stages.rewards.answers.judges.{name}", recording(name, verdict))
     names = ["math", None, "unjudged", "numeric", "math", None]
     asked = [Asked(Problem(str(n), "q", "5", "s", verifier=name), str(n)) for n, name in enumerate(names)]
     assert judge(asked, Rewards(verifier="exact")) == ["wrong", "right", "unjudged", "none", "wrong", "right"]
@@ -265,7 +265,7 @@ def test_the_verifiers_that_a_stage_uses():
 def test_canaries_of_every_verifier_that_is_used(monkeypatch):
     rewards = Rewards(verifier="exact")
     assert canaries_missed(rewards, ["exact", "numeric"]) == [] == canaries_missed(rewards, [])
-    monkeypatch.setattr("stages.rewards.accuracy.numeric", lambda asked, rewards: ["wrong"] * len(asked))
+    monkeypatch.setattr("stages.rewards.answers.judges.numeric", lambda asked, rewards: ["wrong"] * len(asked))
     missed = canaries_missed(rewards, ["exact", "numeric"])
     assert missed == ["`$5.00` for `5` is wrong, not right", "`5` for `n/a` is wrong, not none"]
     assert canaries_missed(rewards) == []
@@ -280,7 +280,7 @@ def test_training_watches_the_canaries_of_its_problems_verifiers(tmp_path, monke
     problems, kept_back = (load_problem_set(source, "p").problems for source in (train, held_out))
     trainer = Trainer(context, SimpleNamespace(device="cpu"), None, problems, kept_back)
     assert trainer.verifiers == ["exact", "numeric"]
-    monkeypatch.setattr("stages.rewards.accuracy.numeric", lambda asked, rewards: ["wrong"] * len(asked))
+    monkeypatch.setattr("stages.rewards.answers.judges.numeric", lambda asked, rewards: ["wrong"] * len(asked))
     assert trainer._watch().see(config.health.canary_every, {})["health/canaries_missed"] == 2
 
 

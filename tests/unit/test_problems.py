@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode, Problem
 from stages.problems.sources import FileSource, ProblemSource, load_problem_set, load_problems
 from stages.problems.templates import Example, Template
 from stages.problems.toy import ToySource
 from stages.rewards.score import Rewards, final_answer, score
-from stages.store.errors import UserError
 from tests.requirements import needs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -6,10 +6,10 @@ import datasets
 import pytest
 from pydantic import ValidationError
 
+from stages.contract.config import semantic
+from stages.contract.errors import UserError
 from stages.problems.columns import FORMATS, last_boxed
 from stages.problems.sources import FileSource, HubSource, load_problem_set, load_problems
-from stages.store.config import semantic
-from stages.store.errors import UserError
 from tests.requirements import needs
 from tests.unit.test_problems import DATA, jsonl
 

@@ -11,10 +11,10 @@ from fractions import Fraction
 import pytest
 from pydantic import TypeAdapter
 
+from stages.contract.errors import UserError
 from stages.problems.gym import GymSource, gym_score, gym_tasks
 from stages.problems.sources import MixtureSource, Part, ProblemSource, load_problem_set, load_problems
 from stages.rewards.gym_guard import refused
-from stages.store.errors import UserError
 from tests.conftest import ROOT
 from tests.requirements import require
 

@@ -5,15 +5,15 @@ from collections import Counter
 
 import pytest
 
+from stages.contract.config import external_paths
+from stages.contract.errors import UserError
 from stages.problems.episode import Episode, Group, Reward
 from stages.problems.mixture import shares_of
 from stages.problems.pass_rate import PassRate
 from stages.problems.sources import FileSource, MixtureSource, Part, load_problem_set, load_problems
 from stages.problems.toy import ToySource
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
 from stages.rollout.records import write_groups
-from stages.store.config import external_paths
-from stages.store.errors import UserError
 from tests.conftest import ROOT
 from tests.unit.test_problems import jsonl
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.prefect_home import alone_at_start, home
 from flows.process_birth import alive, birth
+from flows.servers.prefect_env import alone_at_start, home
 from tests.conftest import ROOT
 
 
@@ -57,7 +57,7 @@ def test_birth_of_a_program_with_an_odd_name(tmp_path: Path) -> None:
 def test_servers_of_one_runs_folder_start_one_after_the_other(tmp_path: Path) -> None:
     """Two that migrate a fresh database at once: one of them fails."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom flows.prefect_home import alone_at_start\n"
+        "import sys, time\nfrom pathlib import Path\nfrom flows.servers.prefect_env import alone_at_start\n"
         "with alone_at_start(Path(sys.argv[1])):\n"
         "    begun = time.monotonic(); time.sleep(0.5); print(begun, time.monotonic())"
     )
@@ -71,7 +71,7 @@ def test_servers_of_one_runs_folder_start_one_after_the_other(tmp_path: Path) ->
 
 def test_start_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
     code = (
-        "import os, sys, signal\nfrom pathlib import Path\nfrom flows.prefect_home import alone_at_start\n"
+        "import os, sys, signal\nfrom pathlib import Path\nfrom flows.servers.prefect_env import alone_at_start\n"
         "with alone_at_start(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

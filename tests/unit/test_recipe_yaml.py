@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from stages.recipe import load_recipe
-from stages.recipe_yaml import read_yaml
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.recipe.resolve import load_recipe
+from stages.recipe.yaml_text import read_yaml
 from tests.conftest import ROOT
 
 QUICK = ROOT / "configs/quickstart.yaml"

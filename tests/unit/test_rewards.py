@@ -9,16 +9,16 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from stages.contract.errors import UserError
 from stages.curation.filters import Filters, first_failure, most_repeats
 from stages.problems.episode import Episode, Problem
-from stages.rewards.accuracy import verdicts
+from stages.rewards.answers.judges import verdicts
+from stages.rewards.answers.numbers import last_number, parse_number
 from stages.rewards.format import well_formed
 from stages.rewards.language import language_share, readable
-from stages.rewards.numbers import last_number, parse_number
-from stages.rewards.pool import Limits, Worker
 from stages.rewards.score import Rewards, same_answer, score
 from stages.rewards.tags import final_answer, thinking
-from stages.store.errors import UserError
+from stages.rewards.verifier_pool.pool import Limits, Worker
 from tests.conftest import ROOT
 
 # text, final answer, well formed, well formed when thinking may be empty
@@ -186,7 +186,7 @@ def test_a_process_that_waits_is_ended_by_the_clock(worker):
 
 
 def test_a_process_that_waits_ends_itself_though_nobody_kills_it():
-    command = [sys.executable, "-m", "stages.rewards.worker", SPIN, "60", "0.2", "0"]
+    command = [sys.executable, "-m", "stages.rewards.verifier_pool.worker", SPIN, "60", "0.2", "0"]
     done = subprocess.run(
         command, input="[1, [-1]]\n", stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False, process_group=0
     )

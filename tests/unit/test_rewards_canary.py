@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from stages.contract.errors import UserError
+from stages.contract.secrets import without_keys
 from stages.problems.episode import Problem
+from stages.rewards.answers.plain_number import plain_number
 from stages.rewards.canary import Canary, try_functions
 from stages.rewards.functions import function_parts, number_of
-from stages.rewards.plain_number import plain_number
-from stages.rewards.pool import Limits, Pool, Reply
 from stages.rewards.settings import Rewards
-from stages.store.errors import UserError
-from stages.store.secrets import without_keys
+from stages.rewards.verifier_pool.pool import Limits, Pool, Reply
 from tests.unit.test_rewards_composed import scored
 
 LIMITS = Limits(2.0, 10.0)
@@ -196,5 +196,5 @@ def test_pool_workers_have_no_key_variables(module: Path, monkeypatch: pytest.Mo
 
 
 def test_without_keys_leaves_out_declared_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.store.secrets._declared", {"PLAIN_NAME"})
+    monkeypatch.setattr("stages.contract.secrets._declared", {"PLAIN_NAME"})
     assert without_keys({"PLAIN_NAME": "hush", "PLAIN": "x"}) == {"PLAIN": "x"}

@@ -7,20 +7,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stages.engine.packed import micro_batches
-from stages.grpo import prepare as preparing
-from stages.grpo.metrics import reward_metrics, rewards_of, rollout_metrics
-from stages.grpo.prepare import _answer_advantages, prepare
-from stages.grpo.settings import GRPO
+from stages.contract.errors import UserError
+from stages.engine.packing.pack import micro_batches
 from stages.problems.episode import PARTS, Episode, Group, Problem, Reward
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
+from stages.rewards.answers.verifiers import VERIFIERS, Asked, Verifier, canaries_missed, judge
 from stages.rewards.language import language_share
 from stages.rewards.repetition import repetition
 from stages.rewards.score import Rewards, score
 from stages.rewards.settings import PreferenceModel
-from stages.rewards.verifiers import VERIFIERS, Asked, Verifier, canaries_missed, judge
+from stages.rl import prepare as preparing
+from stages.rl.metrics import reward_metrics, rewards_of, rollout_metrics
+from stages.rl.prepare import _answer_advantages, prepare
+from stages.rl.settings import GRPO
 from stages.rollout.records import read_groups, write_groups
-from stages.store.errors import UserError
 from tests.conftest import ROOT, group_of
 from tests.requirements import require
 
@@ -158,7 +158,7 @@ def test_canaries_live(verifier):
 
 
 def test_a_verifier_that_fails_misses_its_canaries(monkeypatch):
-    monkeypatch.setattr("stages.rewards.accuracy.exact", lambda asked, rewards: ["wrong"] * len(asked))
+    monkeypatch.setattr("stages.rewards.answers.judges.exact", lambda asked, rewards: ["wrong"] * len(asked))
     assert canaries_missed(Rewards(verifier="exact")) == ["` 5 ` for `5` is wrong, not right"]
 
 
@@ -267,7 +267,7 @@ def test_a_folder_without_a_preference_model_is_told(tmp_path):
 
 
 def test_the_preference_model_of_a_stage_is_an_input_of_the_stage():
-    from stages.store.config import stage_inputs
+    from stages.contract.config import stage_inputs
 
     changes = "stages.reasoning.rewards={preference: 1.0, preference_model: {stage: base}}"
     config = load_recipe(ROOT / "configs/quickstart.yaml", [changes]).stages["reasoning"]

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from stages.grpo.metrics import NAMES
 from stages.rewards.health import AlarmName, Health, Watch, alarms, summary
+from stages.rl.metrics import NAMES
 
 HEALTH = Health(window=10)
 

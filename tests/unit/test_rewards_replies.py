@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stages.rewards.pool import LONGEST_REPLY_BYTES, Limits, Worker
+from stages.rewards.verifier_pool.pool import LONGEST_REPLY_BYTES, Limits, Worker
 
 FUNCTIONS = "tests.unit.reward_functions:"
 

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from stages.problems.episode import Episode, Problem
-from stages.rewards.accuracy import verdicts
-from stages.rewards.cost import too_big
-from stages.rewards.math_pool import MathPool
+from stages.rewards.answers.expression_size import too_big
+from stages.rewards.answers.judges import verdicts
+from stages.rewards.answers.math_pool import MathPool
 from stages.rewards.score import Rewards, score
 from stages.rewards.tags import boxes
 from tests.requirements import require

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from stages.evals.headline import problem_metrics
 from stages.problems.episode import Episode, Group, Problem
-from stages.rewards.accuracy import _quick, verdicts
-from stages.rewards.answer_text import plain_text
-from stages.rewards.expressions import judge
-from stages.rewards.form_reader import read_form
-from stages.rewards.formula import Unreadable, read_formula
-from stages.rewards.numbers import last_number, parse_number
+from stages.rewards.answers.form_reader import read_form
+from stages.rewards.answers.formula import Unreadable, read_formula
+from stages.rewards.answers.judges import _quick, verdicts
+from stages.rewards.answers.math_verify import judge
+from stages.rewards.answers.numbers import last_number, parse_number
+from stages.rewards.answers.text import plain_text
 from stages.rewards.score import Rewards, same_answer, score
 from tests.unit import exact_answers, math_answers, numeric_answers
 from tests.unit.tricky_answers import MATH

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from stages.rl import KIND, RLConfig
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.kinds.rl import KIND, RLConfig
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from stages.tracking.journal import read
@@ -143,7 +143,7 @@ def test_a_verifier_that_fails_on_known_answers_too_stops_the_stage(train, monke
 
     broken = lambda rewards, names: ["`5` for `5` is none, not right"]  # noqa: E731
     verdicts = lambda asked, rewards: ["none"] * len(asked)  # noqa: E731
-    monkeypatch.setattr("stages.rewards.accuracy.exact", verdicts)
+    monkeypatch.setattr("stages.rewards.answers.judges.exact", verdicts)
     monkeypatch.setattr("stages.rewards.score.judge", verdicts)
     with pytest.raises(UserError) as caught, monkeypatch.context() as patch:
         patch.setattr(coverage, "canaries_missed", broken)

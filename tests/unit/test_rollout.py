@@ -5,13 +5,13 @@ import random
 import pytest
 import torch
 
-from stages.engine.packed import Text, alone
+from stages.engine.packing.pack import Text, alone
 from stages.engine.scorer import TokenScorer
 from stages.problems.episode import Episode, Group, Problem, Reward
 from stages.problems.toy import save_toy_tokenizer
+from stages.rollout.decoding.token_sampling import draw, nucleus, uniforms
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.records import read_groups, write_groups
-from stages.rollout.sampling import draw, nucleus, uniforms
 from stages.rollout.torch_engine import Finishing, TorchRollout, end_tokens
 from tests.conftest import tiny_llama
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.contract.errors import UserError
 from stages.problems.rows import Row, plain_values, read_rows
 from stages.problems.sources import FileSource, load_problems
-from stages.store.errors import UserError
 
 ROWS = [{"question": f"{n}+1", "answer": str(n + 1)} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from stages.contract.errors import UserError
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer
 from stages.engine.settings import Training
-from stages.grpo.start_check import check_policy
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
+from stages.rl.start_check import check_policy
 from stages.rollout import torch_engine
-from stages.rollout.lean import LeanDecoder
+from stages.rollout.decoding.decoder import LeanDecoder
 from stages.rollout.protocol import Completion, Sampling
 from stages.rollout.sampled_check import check_rollout
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import UserError
 from tests.unit.small_models import small_model
 
 QUESTIONS = ["3+4=?", "7*2+1=?", "2+2=?"]

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from stages.rewards import sandbox
-from stages.rewards.code import Judgement, judgements
-from stages.rewards.sandbox import Sandbox, ready, run
-from stages.rewards.sandbox_calls import REFUSED
-from stages.rewards.sandbox_watch import cause
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.rewards.code import sandbox
+from stages.rewards.code.sandbox import Sandbox, ready, run
+from stages.rewards.code.seccomp import REFUSED
+from stages.rewards.code.supervisor import cause
+from stages.rewards.code.verifier import Judgement, judgements
 from tests.conftest import ROOT
 from tests.faults.hostile import PROGRAMS, Hostile
 from tests.requirements import needs, require
@@ -167,7 +167,7 @@ def test_only_the_temporary_folders_can_be_written_and_they_are_small() -> None:
 @needs_bubblewrap
 def test_with_the_judge_dies_the_program() -> None:
     script = (
-        "from stages.rewards.sandbox import *; import sys; print('up', flush=True); "
+        "from stages.rewards.code.sandbox import *; import sys; print('up', flush=True); "
         "run('import os, time\\nif os.fork() == 0: os.setsid()\\ntime.sleep(1000)', settings=Sandbox(time_s=500))"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as judge:

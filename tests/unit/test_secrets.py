@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import pytest
 
+from stages.contract import secrets
+from stages.contract.errors import StageFailed, UserError
+from stages.contract.secrets import Secrets
 from stages.curation.endpoint import Endpoint
-from stages.recipe import load_recipe
-from stages.store import secrets
-from stages.store.errors import StageFailed, UserError
-from stages.store.log_filter import KEPT, LONGEST, filtered_log
-from stages.store.secrets import Secrets
-from stages.store.streams import without_secrets
+from stages.recipe.resolve import load_recipe
+from stages.runtime.log_filter import KEPT, LONGEST, filtered_log
+from stages.runtime.streams import without_secrets
 from tests.conftest import ROOT
 from tests.requirements import require
 

@@ -3,8 +3,8 @@
 import pytest
 
 from stages.engine.settings import Optimizer
-from stages.grpo.select import Selection
-from stages.grpo.settings import Collapse
+from stages.rl.select import Selection
+from stages.rl.settings import Collapse
 
 
 def test_the_best_evaluation_is_kept_and_a_collapse_stops():

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from stages.engine import packed as packed_module
+from stages.contract.errors import UserError
 from stages.engine import scorer as scorer_module
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, micro_batches, row
+from stages.engine.packing import pack as packed_module
+from stages.engine.packing.pack import Text, micro_batches, row
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.engine.self_check import check_engine, check_prompts, check_scorer, check_texts, sampled_length, training_path
 from stages.engine.settings import Training
-from stages.store.errors import UserError
 from stages.supervised.train import accumulate
 from tests.unit.small_models import small_model
 

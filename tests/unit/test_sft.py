@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.contract.config import semantic, stage_inputs
+from stages.contract.errors import UserError
+from stages.kinds.sft import KIND, SFTConfig
 from stages.problems.toy import SYMBOLS, VOCABULARY, save_toy_tokenizer
-from stages.recipe import load_recipe
+from stages.recipe.resolve import load_recipe
 from stages.rollout.torch_engine import load_model
-from stages.sft import KIND, SFTConfig
-from stages.store.config import semantic, stage_inputs
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.tracking.journal import read

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from stages.dataset import KIND, DatasetConfig
+from stages.contract.config import external_paths, semantic, stage_inputs
+from stages.contract.errors import UserError
+from stages.kinds.dataset import KIND, DatasetConfig
 from stages.problems.decontamination import Decontamination
 from stages.problems.templates import Template
 from stages.problems.toy import save_toy_tokenizer
-from stages.store.config import external_paths, semantic, stage_inputs
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import Result, StageContext, StopRequest
 from stages.supervised.documents import Document, load_documents

@@ -8,18 +8,18 @@ import jsonschema
 import pytest
 import yaml
 
-from flows.cli import main
-from flows.doctor_recipe import examine_recipe
-from flows.findings import Finding
-from flows.plan_cost import STARTS_ONLY, WORKLOADS, Place, stage_cost
-from flows.plan_counts import Counts
-from flows.plan_models import known_shapes, model_source
-from flows.plan_text import shown
+from flows.cli.app import main
+from flows.cli.plan_text import shown
+from flows.doctor.finding import Finding
+from flows.doctor.recipe import examine_recipe
+from flows.plan.cost import STARTS_ONLY, WORKLOADS, Place, stage_cost
+from flows.plan.counts import Counts
+from flows.plan.shapes import known_shapes, model_source
+from stages.contract.config import StageConfig
 from stages.costs.devices import cpu_device, rates_of, shipped
 from stages.costs.fit import fitted
-from stages.kinds import MODULES, stage_kind
-from stages.recipe import load_recipe, recipe_schema
-from stages.store.config import StageConfig
+from stages.kinds.registry import MODULES, stage_kind
+from stages.recipe.resolve import load_recipe, recipe_schema
 from tests.conftest import ROOT
 
 TOY = "{source: toy, count: 20, split: held_out}"
@@ -75,7 +75,7 @@ def test_all_shipped_recipes_are_among_those_tested() -> None:
 def test_shipped_recipe_is_planned_and_looked_at(
     path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.preflight.tasks.builtin_tasks", lambda _: frozenset({"gsm8k"}))
+    monkeypatch.setattr("flows.doctor.tasks.builtin_tasks", lambda _: frozenset({"gsm8k"}))
     settings = overrides(path, tmp_path)
     recipe = load_recipe(ROOT / path, settings)
     sets = [part for text in settings for part in ("--set", text)]

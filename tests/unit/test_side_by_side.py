@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import devices
-from flows.devices import VARIABLE, Devices
-from flows.side_by_side import Floor, go_through, share
-from stages.store.config import Compute
-from stages.store.errors import Interrupted, StageFailed
+from flows.pipeline import gpus
+from flows.pipeline.gpus import VARIABLE, Devices
+from flows.pipeline.scheduler import Floor, go_through, share
+from stages.contract.config import Compute
+from stages.contract.errors import Interrupted, StageFailed
 
 NEEDS: dict[str, set[str]] = {"base": set(), "zero": {"base"}, "eval-base": {"base"}, "eval-zero": {"base", "zero"}}
 ORDER = list(NEEDS)
@@ -137,7 +137,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str | No
     def give(text: str | None, installed: int) -> None:
         for number in range(installed):
             (tmp_path / f"0000:0{number}:00.0").mkdir()
-        monkeypatch.setattr(devices, "DRIVER", tmp_path)
+        monkeypatch.setattr(gpus, "DRIVER", tmp_path)
         if text is None:
             monkeypatch.delenv(VARIABLE, raising=False)
         else:

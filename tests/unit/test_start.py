@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 TRAINER = """
 import sys
-import stages.grpo.train, stages.rollout.torch_engine
+import stages.rl.train, stages.rollout.torch_engine
 print(sorted({"mlflow", "prefect", "lm_eval", "datasets"} & sys.modules.keys()))
 import mlflow
 print(mlflow.__version__)
@@ -18,7 +18,7 @@ ENGINE = """
 import sys
 from stages.engine.deepspeed_engine import Engine
 from stages.engine.scorer import TokenScorer
-from stages.grpo.settings import GRPO
+from stages.rl.settings import GRPO
 from tests.conftest import tiny_llama
 settings = GRPO(lr=1e-3)
 Engine(TokenScorer(tiny_llama().float()), settings, "zero2", "cpu")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from stages.store.config import (
+from stages.contract.config import (
     EXECUTION,
     Config,
     DatasetRef,
@@ -23,7 +23,7 @@ from stages.store.config import (
     semantic,
     stage_inputs,
 )
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import TEMPORARY, digest_path, files_below, whole_folder, write_bytes, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.locks import hold

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from stages.recipe import load_recipe, resolve
-from stages.store.config import semantic, stage_inputs
-from stages.store.errors import UserError
+from stages.contract.config import semantic, stage_inputs
+from stages.contract.errors import UserError
+from stages.recipe.resolve import load_recipe, resolve
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))

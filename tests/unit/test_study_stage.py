@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from stages import study
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
+from stages.kinds import study
+from stages.kinds.study import ArmInputs, StudyConfig
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from stages.studies import figures
@@ -16,7 +17,6 @@ from stages.studies.arms import Arm
 from stages.studies.figures import averaged, facets
 from stages.studies.settings import Comparison, Quantity, Slopes
 from stages.studies.slopes import equal_kl_table
-from stages.study import ArmInputs, StudyConfig
 
 SEEDS = (0, 1, 2)
 LEVEL = {"plain": 0.9, "taxed": 0.7}

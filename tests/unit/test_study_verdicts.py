@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy import stats
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.studies.arms import Arm, late
 from stages.studies.claims import answer, judge, values
 from stages.studies.settings import Comparison, Quantity

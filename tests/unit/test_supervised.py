@@ -7,13 +7,13 @@ from types import MappingProxyType, SimpleNamespace
 import pytest
 import torch
 
-from stages.engine import ranks
-from stages.engine.attention import NAME
+from stages.contract.errors import UserError
+from stages.engine import distributed
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, micro_batches, pack
+from stages.engine.packing.attention import NAME
+from stages.engine.packing.pack import Text, micro_batches, pack
 from stages.engine.scorer import TokenScorer
 from stages.engine.settings import Training
-from stages.store.errors import UserError
 from stages.supervised.documents import Document, hold_out, load_documents, tokenize
 from stages.supervised.held_out import HeldOut
 from stages.supervised.order import Order
@@ -249,5 +249,5 @@ def test_a_row_without_text_is_named(tmp_path):
 
 
 def test_one_process_is_a_group_of_one():
-    ranks.join("cpu")
-    assert (ranks.number(), ranks.size()) == (0, 1)
+    distributed.join("cpu")
+    assert (distributed.number(), distributed.size()) == (0, 1)

@@ -11,12 +11,12 @@ import requests.utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.results import print_json
-from stages.store import proxies
-from stages.store.errors import UserError
-from stages.store.plain_text import HANDLER, plain, survive_any_encoding
-from stages.store.proxies import check_proxies, keep_loopback_direct
-from stages.store.streams import without_secrets
+from flows.runs.results import print_json
+from stages.contract.errors import UserError
+from stages.runtime import proxies
+from stages.runtime.plain_text import HANDLER, plain, survive_any_encoding
+from stages.runtime.proxies import check_proxies, keep_loopback_direct
+from stages.runtime.streams import without_secrets
 
 PROXY = "http://proxy.example:3128"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.server_faults import start_fault
-from stages.rewards import pool as pools
-from stages.rewards.pool import Limits, Pool, Reply
-from stages.store.errors import UserError
-from stages.store.python_switches import SWITCHES
+from flows.servers.server_faults import start_fault
+from stages.contract.errors import UserError
+from stages.rewards.verifier_pool import pool as pools
+from stages.rewards.verifier_pool.pool import Limits, Pool, Reply
+from stages.runtime.python_switches import SWITCHES
 from stages.store.system_faults import system_fault
 from stages.tracking.default_uri import default_uri
-from stages.tracking.mlflow_client import Connection
+from stages.tracking.mlflow.client import Connection
 from tests.conftest import ROOT
 
 UNKNOWN_REVISION = "ffffffffffff"
@@ -68,7 +68,7 @@ def run_command(program: str, *arguments: str, **variables: str) -> subprocess.C
 
 def test_command_that_meets_a_full_disk_says_so_in_one_line(tmp_path: Path) -> None:
     full = f"OSError({errno.ENOSPC}, 'No space left on device', '/runs/pipeline.json')"
-    program = f"import flows.commands\ndef fail(_): raise {full}\nflows.commands.status = fail"
+    program = f"import flows.cli.run\ndef fail(_): raise {full}\nflows.cli.run.status = fail"
     done = run_command(program, "status", "--runs", str(tmp_path))
     assert done.returncode == 3
     assert done.stderr.startswith("r1: no room is left on the disk of /runs/pipeline.json")
@@ -76,8 +76,8 @@ def test_command_that_meets_a_full_disk_says_so_in_one_line(tmp_path: Path) -> N
 
 
 def test_traceback_of_a_command_holds_no_secret(tmp_path: Path) -> None:
-    program = "import flows.commands\ndef fail(_): raise RuntimeError(' http://me:geheim@host/ s3cr3t-value')\n"
-    done = run_command(program + "flows.commands.status = fail", "status", "--runs", str(tmp_path), MY_TOKEN="s3cr3t-value")
+    program = "import flows.cli.run\ndef fail(_): raise RuntimeError(' http://me:geheim@host/ s3cr3t-value')\n"
+    done = run_command(program + "flows.cli.run.status = fail", "status", "--runs", str(tmp_path), MY_TOKEN="s3cr3t-value")
     assert done.returncode == 1
     assert "RuntimeError" in done.stderr
     assert "geheim" not in done.stderr
@@ -113,11 +113,11 @@ def test_switches_of_python_change_neither_output_nor_status(tmp_path: Path, mod
 
 def test_switches_of_python_reach_no_child(tmp_path: Path) -> None:
     program = (
-        "import os, flows.commands\n"
+        "import os, flows.cli.run\n"
         "def look(_):\n"
         f"    print([name for name in {SWITCHES!r} if name in os.environ], sys.flags.optimize)\n"
         "    raise KeyboardInterrupt\n"
-        "flows.commands.status = look"
+        "flows.cli.run.status = look"
     )
     variables = {"PYTHONWARNINGS": "default", "PYTHONOPTIMIZE": "1", "PYTHONVERBOSE": ""}
     done = run_command(program, "status", "--runs", str(tmp_path), **variables)
@@ -128,7 +128,7 @@ def test_switches_of_python_reach_no_child(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal closed", "nohup"])
 def test_closed_terminal_ends_a_command_like_ctrl_c_unless_ignored(ignored: bool) -> None:
     code = (
-        "import signal, os, sys\nfrom flows.commands import stop_on_signals\n"
+        "import signal, os, sys\nfrom flows.cli.run import stop_on_signals\n"
         + ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else "")
         + "stop_on_signals()\n"
         "try:\n    os.kill(os.getpid(), signal.SIGHUP)\nexcept KeyboardInterrupt:\n    sys.exit(75)\nsys.exit(0)"
@@ -142,7 +142,7 @@ def test_command_goes_on_to_its_end_when_its_terminal_is_gone(tmp_path: Path) ->
     """What it prints then is lost, and no error: what it has to save is saved."""
     saved = tmp_path / "saved"
     code = (
-        "import signal, os, time\nfrom pathlib import Path\nfrom flows.commands import stop_on_signals\nstop_on_signals()\n"
+        "import signal, os, time\nfrom pathlib import Path\nfrom flows.cli.run import stop_on_signals\nstop_on_signals()\n"
         "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('stopping', flush=True)\n"
         f"    Path({str(saved)!r}).write_text('whole')\n    os._exit(75)\n"
@@ -216,13 +216,13 @@ def test_verifier_starts_whatever_a_sitecustomize_prints(tmp_path: Path, monkeyp
 def test_command_whose_messages_nobody_reads_ends_as_it_would(tmp_path: Path) -> None:
     """`r1 run … 2>&1 | head`: a progress line that cannot be written is no reason to end a run, and not its end."""
     program = (
-        "import flows.commands\n"
+        "import flows.cli.run\n"
         "def talk(_):\n"
         "    print('first', file=sys.stderr, flush=True); sys.stdin.read()\n"
         "    for n in range(10): print('more', file=sys.stderr, flush=True)\n"
         f"    open({str(tmp_path / 'end')!r}, 'w').close()\n"
-        "    from stages.store.errors import StageFailed; raise StageFailed('x')\n"
-        "flows.commands.status = talk"
+        "    from stages.contract.errors import StageFailed; raise StageFailed('x')\n"
+        "flows.cli.run.status = talk"
     )
     code = f"import sys\nfrom flows import cli\n{program}\nsys.exit(cli.main())"
     command = [sys.executable, "-c", code, "status", "--runs", str(tmp_path)]
@@ -241,7 +241,8 @@ def test_command_whose_messages_nobody_reads_ends_as_it_would(tmp_path: Path) ->
 def test_command_without_sighup_goes_on_when_its_terminal_is_gone(tmp_path: Path) -> None:
     """As after `disown`: only what it prints is lost."""
     code = (
-        "import signal, sys, time\nfrom flows import cli, commands\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "import signal, sys, time\nfrom flows import cli\nfrom flows.cli import run as commands\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "def talk(_):\n"
         "    print('ready', file=sys.stderr, flush=True)\n"
         "    for n in range(20):\n        time.sleep(0.1); print('on'); print('more', file=sys.stderr, flush=True)\n"

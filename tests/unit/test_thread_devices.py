@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.engine import ranks
-from stages.grpo import collect as collecting
-from stages.grpo.ahead import Ahead
-from stages.grpo.sampler import ProblemSampler
+from stages.engine import distributed
 from stages.problems.episode import Problem
 from stages.rewards import preference
+from stages.rl import collect as collecting
+from stages.rl.one_step_off import Ahead
+from stages.rl.problem_sampler import ProblemSampler
 from tests.conftest import ROOT
 from tests.unit.test_collect import Scripted, scene
 
@@ -23,7 +23,7 @@ PROBLEMS = [Problem(id=str(n), question=f"right {n}", answer="a", source="s") fo
 @pytest.fixture
 def devices(monkeypatch):
     """Thread -> device that it has set, as torch.cuda keeps it."""
-    ranks.join("cpu")
+    distributed.join("cpu")
     current = {}
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.__setitem__(threading.get_ident(), device))
     return current
@@ -95,10 +95,10 @@ def test_a_preference_model_is_put_on_the_ranks_gpu(tmp_path, monkeypatch, asked
 def test_every_pool_of_threads_of_a_trainer_binds_them_to_its_device():
     calls = [
         (file.name, {keyword.arg for keyword in node.keywords})
-        for file in sorted((ROOT / "stages" / "grpo").glob("*.py"))
+        for file in sorted((ROOT / "stages" / "rl").glob("*.py"))
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("ThreadPoolExecutor", "Thread")
     ]
-    assert {name for name, _ in calls} == {"ahead.py", "collect.py"}
+    assert {name for name, _ in calls} == {"one_step_off.py", "collect.py"}
     assert all("initializer" in keywords for _, keywords in calls)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.contract.errors import UserError
 from stages.problems.episode import Problem
 from stages.problems.templates import Template
 from stages.rewards.score import Rewards, score
@@ -13,7 +14,6 @@ from stages.rollout.groups import sample_groups
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.token_text import TokenText, end_tokens
 from stages.rollout.torch_engine import Finishing, TorchRollout, load_model, load_tokenizer
-from stages.store.errors import UserError
 from tests.scripted_model import answering, scripted_model, toy_tokenizer
 from tests.unit.tokenizers_by_kind import TAGS, byte_level, saved, sentence_piece, word_piece
 
@@ -189,7 +189,7 @@ def test_special_tags_are_seen_by_the_rewards(special, decoder):
 
 
 def test_special_tags_are_seen_by_the_rewards_with_vllm(special, tmp_path):
-    from stages.rollout.vllm_engine import VllmRollout
+    from stages.rollout.vllm.engine import VllmRollout
 
     tokenizer = load_tokenizer(special)
     ids = TokenText(tokenizer).completions(["<think>a</think><answer>3</answer>"])[0]

@@ -5,10 +5,10 @@ import json
 import pytest
 from transformers import GenerationConfig
 
-from stages.model import KIND, ModelConfig
+from stages.contract.errors import UserError
+from stages.kinds.model import KIND, ModelConfig
 from stages.rollout.tokenizer_report import report_tokenizer
 from stages.rollout.torch_engine import load_model, load_tokenizer
-from stages.store.errors import UserError
 from stages.store.folders import StageFolder
 from stages.store.stage import StageContext, StopRequest
 from tests.unit.tokenizers_by_kind import TAGS, byte_level, saved, sentence_piece, word_piece

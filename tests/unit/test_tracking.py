@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from stages.store.errors import UserError
+from stages.contract.errors import UserError
 from stages.store.files import write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import StageRecord, write_manifest
-from stages.tracking import mlflow_runs, mlflow_sender, mlflow_stage
 from stages.tracking.compare import compare
 from stages.tracking.journal import Journal, read
-from stages.tracking.mlflow_runs import PipelineTracking, default_uri
+from stages.tracking.mlflow import pipeline_run, sender, stage_run
+from stages.tracking.mlflow.pipeline_run import PipelineTracking, default_uri
 
 DOCUMENT = {
     "name": "t",
@@ -49,8 +49,8 @@ def folder(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """The sender looks and tries again without pauses."""
-    monkeypatch.setattr(mlflow_sender, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(mlflow_sender, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.02)
 
 
 def tracking(uri, parent=None, experiment="t", **facts):
@@ -269,7 +269,7 @@ def tracked_pipeline(uri, folder, manifest, client, experiment):
     """What a run tells MLflow, through a client that may be unsteady; returns its tracking."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.tracking.mlflow_client.MlflowClient", lambda _: client)
+        patch.setattr("stages.tracking.mlflow.client.MlflowClient", lambda _: client)
         pipeline = tracking(uri, experiment=experiment, identity=experiment, note=told.append)
     steps(folder, 1, 3, keep_through=0)
     stage = pipeline.stage("zero", folder, None)
@@ -310,7 +310,7 @@ def test_whatever_call_fails_everything_is_told_once_and_in_order(uri, folder, q
 
 
 def test_a_server_that_is_away_holds_nothing_up(folder, monkeypatch):
-    monkeypatch.setitem(mlflow_runs.END_SECONDS, "FINISHED", 3.0)
+    monkeypatch.setitem(pipeline_run.END_SECONDS, "FINISHED", 3.0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -330,7 +330,7 @@ def test_a_server_that_is_away_holds_nothing_up(folder, monkeypatch):
 def test_a_server_that_never_answers_costs_a_run_only_stated_waits(folder, monkeypatch):
     """It takes the connection and says nothing: the first wait finds out, the others do not wait."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setitem(mlflow_runs.END_SECONDS, "KILLED", 1.0)
+    monkeypatch.setitem(pipeline_run.END_SECONDS, "KILLED", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         started = time.monotonic()
         pipeline = tracking(f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -345,7 +345,7 @@ def test_a_server_that_never_answers_costs_a_run_only_stated_waits(folder, monke
 
 
 def test_a_server_that_stops_answering_holds_a_stage_s_end_up_for_seconds(uri, folder, monkeypatch):
-    monkeypatch.setattr(mlflow_stage, "STAGE_SECONDS", 0.5)
+    monkeypatch.setattr(stage_run, "STAGE_SECONDS", 0.5)
     pipeline = tracking(uri)
     stage = pipeline.stage("zero", folder, None)
     wait_until(lambda: stage.run_id)
@@ -368,7 +368,7 @@ def test_a_server_that_stops_answering_holds_a_stage_s_end_up_for_seconds(uri, f
 
 def test_what_mlflow_does_not_take_holds_nothing_else_up(uri, folder, quick, monkeypatch):
     told = []
-    monkeypatch.setattr(mlflow_stage, "STAGE_SECONDS", 0.5)
+    monkeypatch.setattr(stage_run, "STAGE_SECONDS", 0.5)
     pipeline = tracking(uri, note=told.append)
     stage = pipeline.stage("zero", folder, None)
     wait_until(lambda: stage.run_id)

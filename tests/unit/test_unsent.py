@@ -9,11 +9,11 @@ import httpx
 import pytest
 from filelock import FileLock
 
-from flows.all_reused import all_finished, record_reused
-from flows.record import RunRecord
-from flows.selection import select
-from flows.unsent import send, send_in_background, unsent
-from stages.recipe import load_recipe
+from flows.pipeline.all_reused import all_finished, record_reused
+from flows.pipeline.unsent import send, send_in_background, unsent
+from flows.runs.record import RunRecord
+from flows.runs.selection import select
+from stages.recipe.resolve import load_recipe
 from stages.store.folders import Runs
 from tests.unit.test_all_reused import finish, recipe_file
 
@@ -69,9 +69,9 @@ class Servers:
 
 
 def use(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.tracking.mlflow_runs.PipelineTracking", servers.tracking)
-    monkeypatch.setattr("flows.prefect_server.impatient_client", servers.client)
-    monkeypatch.setattr("flows.artifacts.impatient_client", servers.client)
+    monkeypatch.setattr("stages.tracking.mlflow.pipeline_run.PipelineTracking", servers.tracking)
+    monkeypatch.setattr("flows.servers.prefect_client.impatient_client", servers.client)
+    monkeypatch.setattr("flows.pipeline.artifacts.impatient_client", servers.client)
 
 
 def test_send_gives_mlflow_and_prefect_the_run_once(waiting: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:

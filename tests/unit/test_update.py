@@ -6,21 +6,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.engine import packed as packed_module
-from stages.engine.attention import Family, Layout
+from stages.contract.errors import UserError
 from stages.engine.deepspeed_engine import Engine
-from stages.engine.packed import Text, alone, pack
+from stages.engine.packing import pack as packed_module
+from stages.engine.packing.attention import Family, Layout
+from stages.engine.packing.pack import Text, alone, pack
 from stages.engine.scorer import TokenScorer, TokenValueScorer, ValueScorer
 from stages.engine.settings import Training
-from stages.grpo.algorithms import ALGORITHMS
-from stages.grpo.prepare import prepare
-from stages.grpo.reference import Reference
-from stages.grpo.settings import GRPO
-from stages.grpo.update import update
 from stages.problems.toy import save_toy_tokenizer
+from stages.rl.algorithms import ALGORITHMS
+from stages.rl.prepare import prepare
+from stages.rl.reference import Reference
+from stages.rl.settings import GRPO
+from stages.rl.update import update
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout
-from stages.store.errors import UserError
 from tests.conftest import group_of, tiny_llama
 from tests.unit import reference
 

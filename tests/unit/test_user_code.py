@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from stages.contract.config import Execution, ExternalFile, StageConfig, field_marker, semantic
+from stages.contract.errors import UserError
 from stages.evals.settings import EvaluationConfig
-from stages.kinds import MODULES, stage_kind
-from stages.recipe import load_recipe
-from stages.recipe_errors import models_in
-from stages.rewards.pool import Limits, Pool
-from stages.store.config import Execution, ExternalFile, StageConfig, field_marker, semantic
-from stages.store.errors import UserError
+from stages.kinds.registry import MODULES, stage_kind
+from stages.recipe.explain import models_in
+from stages.recipe.resolve import load_recipe
+from stages.rewards.verifier_pool.pool import Limits, Pool
 from stages.store.manifest import InputRecord, fingerprint
 from stages.store.user_code import child_environment, module_files, use_code_folders
 from stages.store.user_files import changed_files, check_user_files, user_file_inputs

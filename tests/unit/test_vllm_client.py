@@ -15,22 +15,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stages.engine import ranks
-from stages.grpo import policy_rollout
+from stages.contract.config import semantic
+from stages.contract.errors import StageFailed, UserError
+from stages.engine import distributed
 from stages.problems.toy import save_toy_tokenizer
-from stages.recipe import load_recipe
-from stages.rollout import vllm_process
+from stages.recipe.resolve import load_recipe
+from stages.rl import weight_sync
+from stages.rollout.decoding.token_sampling import derived_seed
 from stages.rollout.engines import open_rollout
 from stages.rollout.protocol import Request, Sampling
-from stages.rollout.sampling import derived_seed
 from stages.rollout.settings import RolloutSettings
 from stages.rollout.torch_engine import load_tokenizer
-from stages.rollout.vllm_client import VllmProcess
-from stages.rollout.vllm_engine import VllmRollout, _environment
-from stages.rollout.weights_group import WeightsGroup, described, distinct
-from stages.store import heartbeat
-from stages.store.config import semantic
-from stages.store.errors import StageFailed, UserError
+from stages.rollout.vllm import worker
+from stages.rollout.vllm.client import VllmProcess
+from stages.rollout.vllm.engine import VllmRollout, _environment
+from stages.rollout.vllm.weight_broadcast import WeightsGroup, described, distinct
+from stages.runtime import heartbeat
 from stages.store.folders import StageFolder
 from tests.conftest import ROOT, tiny_llama
 
@@ -183,16 +183,16 @@ class Policy:
 
 @pytest.mark.parametrize("room", [True, False])
 def test_weights_go_through_shared_memory_or_the_stages_folder_and_leave_nothing(tmp_path, folder, monkeypatch, room):
-    ranks.join("cpu")
+    distributed.join("cpu")
     shared, stage = tmp_path / "shm", StageFolder(tmp_path / "stage")
     shared.mkdir()
     stage.path.mkdir()
-    monkeypatch.setattr(policy_rollout, "SHARED_MEMORY", shared)
-    monkeypatch.setattr(policy_rollout, "ROOM", 1.2 if room else 1e18)
+    monkeypatch.setattr(weight_sync, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(weight_sync, "ROOM", 1.2 if room else 1e18)
     policy = Policy()
     policy.saved.clear()
     settings = fake(tmp_path / "python")
-    with policy_rollout.follow_policy(settings, policy, load_tokenizer(folder), folder, stage) as follower:
+    with weight_sync.follow_policy(settings, policy, load_tokenizer(folder), folder, stage) as follower:
         assert isinstance(follower.fresh(), VllmRollout)
         (place,) = policy.saved
         assert place.parent == (shared if room else stage.path)
@@ -207,7 +207,7 @@ def test_weights_go_through_shared_memory_or_the_stages_folder_and_leave_nothing
 
 
 def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.rollout.vllm_client.END_S", 0.2)
+    monkeypatch.setattr("stages.rollout.vllm.client.END_S", 0.2)
     with process("stays", tmp_path / "log.txt") as client:
         client.ready()
     assert client._process.returncode == -9
@@ -231,7 +231,7 @@ def test_two_ends_on_one_gpu_are_refused(tmp_path, folder):
     settings = fake(tmp_path / "python").model_copy(update={"weights": "broadcast"})
     with (
         pytest.raises(UserError, match=r"rollout\.weights: NCCL does not join two processes on one GPU"),
-        policy_rollout.follow_policy(settings, policy, load_tokenizer(folder), folder, StageFolder(tmp_path)),
+        weight_sync.follow_policy(settings, policy, load_tokenizer(folder), folder, StageFolder(tmp_path)),
     ):
         pass
 
@@ -250,18 +250,18 @@ def test_weights_go_from_memory_to_memory():
     parameter = torch.nn.Parameter(torch.randn(4, 2))
     given = [("embedding", head), ("head", head), ("half", torch.randn(7).bfloat16()), ("row", torch.randn(6, 4).t()[1:])]
     given += [("trained", parameter), ("count", torch.tensor(3))]
-    worker, other = Worker(), ThreadPoolExecutor(1)
-    group = WeightsGroup(torch.device("cpu"), 30.0, lambda file: other.submit(vllm_process._join, worker, str(file), 30.0))
+    end, other = Worker(), ThreadPoolExecutor(1)
+    group = WeightsGroup(torch.device("cpu"), 30.0, lambda file: other.submit(worker._join, end, str(file), 30.0))
     sent = distinct(given)
     for _ in range(2):
-        arrived = other.submit(vllm_process._receive, worker, json.loads(json.dumps(described(sent))))
+        arrived = other.submit(worker._receive, end, json.loads(json.dumps(described(sent))))
         group.send(sent)
         arrived.result(timeout=30)
         # A tied head is sent once.
-        assert list(worker.weights) == ["embedding", "half", "row", "trained", "count"]
+        assert list(end.weights) == ["embedding", "half", "row", "trained", "count"]
         for name, tensor in sent:
-            assert worker.weights[name].dtype == tensor.dtype
-            assert torch.equal(worker.weights[name], tensor)
+            assert end.weights[name].dtype == tensor.dtype
+            assert torch.equal(end.weights[name], tensor)
         with torch.no_grad():
             parameter.add_(1)
 

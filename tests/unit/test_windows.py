@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from stages.contract.errors import UserError
 from stages.engine.windows import check_lengths, text_limit, window
 from stages.rollout.sampled_check import check_prompts_fit
-from stages.store.errors import UserError
 from tests.unit.small_models import small_model
 
 

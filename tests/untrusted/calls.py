@@ -135,7 +135,7 @@ def program_in(text: str) -> str:
 
 
 def _asked(text: str, **fields: Any) -> list[Any]:
-    from stages.rewards.verifiers import Asked
+    from stages.rewards.answers.verifiers import Asked
 
     return [
         Asked(problem(**fields), text),
@@ -249,7 +249,7 @@ def _gym(function: Any, text: str) -> list[str]:
 
 
 def _asserts(function: Any, text: str) -> int:
-    from stages.rewards.code_asserts import UnreadableTests
+    from stages.rewards.code.asserts import UnreadableTests
 
     try:
         return len(function(text))
@@ -259,10 +259,10 @@ def _asserts(function: Any, text: str) -> int:
 
 def _decoded(function: Any, text: str) -> Any:
     """A value from a program: whatever it is, the judge says whether the check holds."""
-    from stages.rewards import code
+    from stages.rewards.code import verifier
 
     contents = [text, {"int": text}, {"bytes": text}, {text: text}, {"set": [text]}, {"dict": [[text, text]]}]
-    return [code._holds(lambda values: values[0] == text, [content]) for content in contents] + [function(text)]
+    return [verifier._holds(lambda values: values[0] == text, [content]) for content in contents] + [function(text)]
 
 
 def _vote(function: Any, text: str) -> float:

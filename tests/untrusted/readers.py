@@ -63,12 +63,14 @@ READERS: dict[str, Reader] = {
     "stages.store.unicode_text:replace_surrogates": plain(
         holds=lambda _, value: bool(value.encode("utf-8", "strict")) or value == ""
     ),
-    "stages.store.secrets:redact": plain(holds=is_text),
-    "stages.store.secrets:Secrets.redact": plain(lambda f, text: f(of("stages.store.secrets:known")(), text), holds=is_text),
-    "stages.store.secrets:Secrets.named_in": plain(
-        lambda f, text: f(of("stages.store.secrets:known")(), text), holds=is_text_or_none
+    "stages.contract.secrets:redact": plain(holds=is_text),
+    "stages.contract.secrets:Secrets.redact": plain(
+        lambda f, text: f(of("stages.contract.secrets:known")(), text), holds=is_text
     ),
-    "stages.store.errors:UserError": plain(lambda f, text: str(f(text, where=text, mend=text)), holds=is_one_line),
+    "stages.contract.secrets:Secrets.named_in": plain(
+        lambda f, text: f(of("stages.contract.secrets:known")(), text), holds=is_text_or_none
+    ),
+    "stages.contract.errors:UserError": plain(lambda f, text: str(f(text, where=text, mend=text)), holds=is_one_line),
     "stages.rewards.tags:thinking": plain(holds=is_part, place=thinking_of),
     "stages.rewards.tags:final_answer": plain(
         lambda f, text: [f(text), f(text, "boxed")],
@@ -84,12 +86,12 @@ READERS: dict[str, Reader] = {
     "stages.rewards.language:readable": plain(lambda f, text: f(text, "german", 0.5, "sentence"), holds=is_bool, slow=4.0),
     "stages.rewards.repetition:repetition": plain(lambda f, text: f(text, 8), holds=lambda _, value: -1.0 <= value <= 0.0),
     "stages.rewards.reflection:reflective_words": plain(holds=lambda text, value: 0 <= value <= len(text)),
-    "stages.rewards.cost:too_big": plain(holds=is_bool),
-    "stages.rewards.numbers:parse_number": plain(holds=lambda _, value: value is None or value == value + 0),
-    "stages.rewards.numbers:last_number": plain(holds=lambda _, value: value is None or value == value + 0),
-    "stages.rewards.accuracy:exact": plain(lambda f, text: f(_asked(text), _rewards()), holds=are_verdicts),
-    "stages.rewards.accuracy:numeric": plain(lambda f, text: f(_asked(text), _rewards()), holds=are_verdicts),
-    "stages.rewards.verifiers:judge": plain(
+    "stages.rewards.answers.expression_size:too_big": plain(holds=is_bool),
+    "stages.rewards.answers.numbers:parse_number": plain(holds=lambda _, value: value is None or value == value + 0),
+    "stages.rewards.answers.numbers:last_number": plain(holds=lambda _, value: value is None or value == value + 0),
+    "stages.rewards.answers.judges:exact": plain(lambda f, text: f(_asked(text), _rewards()), holds=are_verdicts),
+    "stages.rewards.answers.judges:numeric": plain(lambda f, text: f(_asked(text), _rewards()), holds=are_verdicts),
+    "stages.rewards.answers.verifiers:judge": plain(
         lambda f, text: f(_asked(text, verifier="exact") + _asked(text, verifier="numeric"), _rewards()), holds=are_verdicts
     ),
     "stages.rewards.score:score": Reader(_score, _are_scored, answer_of, slow=3.0),
@@ -97,16 +99,16 @@ READERS: dict[str, Reader] = {
         lambda f, text: [f(text, "5", _rewards(verifier=name)) for name in ("exact", "numeric")],
         holds=lambda _, value: set(value) <= {True, False},
     ),
-    "stages.rewards.code:program_of": plain(holds=is_text_or_none, place=program_in),
-    "stages.rewards.code_asserts:read_asserts": Reader(_asserts, lambda _, value: value >= 0),
-    "stages.rewards.code_asserts:decode": Reader(
+    "stages.rewards.code.verifier:program_of": plain(holds=is_text_or_none, place=program_in),
+    "stages.rewards.code.asserts:read_asserts": Reader(_asserts, lambda _, value: value >= 0),
+    "stages.rewards.code.asserts:decode": Reader(
         _decoded, lambda text, value: value[-1] == text and set(value[:-1]) <= {True, False}
     ),
-    "stages.rewards.sandbox_watch:cause": plain(holds=is_text_or_none),
+    "stages.rewards.code.supervisor:cause": plain(holds=is_text_or_none),
     "stages.rewards.gym_guard:refused": Reader(_gym, lambda _, value: set(value) <= {True, False}),
     "stages.rewards.preference:read": plain(lambda f, text: f(text, "summary") + f(text, "all"), holds=is_text),
-    "stages.rewards.math_pool:verdict_of": plain(
-        lambda f, text: f(of("stages.rewards.pool:Reply")(text, text)),
+    "stages.rewards.answers.math_pool:verdict_of": plain(
+        lambda f, text: f(of("stages.rewards.verifier_pool.pool:Reply")(text, text)),
         holds=lambda _, value: value in ("right", "wrong", "none"),
     ),
     "stages.curation.filters:first_failure": Reader(
@@ -139,40 +141,42 @@ READERS: dict[str, Reader] = {
     "stages.problems.columns:last_boxed": plain(holds=is_part),
     "stages.rollout.records:write_groups": Reader(_records, lambda _, value: value is True, cost=12),
     "stages.report.text:shown": Reader(_shown_on_page, _harmless_on_page),
-    "stages.tracking.mlflow_records:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True, cost=20),
-    "stages.rewards.numbers:parse_amount": plain(holds=lambda _, value: value is None or value.value == value.value + 0),
-    "stages.rewards.answer_text:plain_text": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=is_text),
-    "stages.rewards.answer_text:closing": plain(
+    "stages.tracking.mlflow.artifacts:sampled_answers": Reader(_mlflow_table, lambda _, value: value is True, cost=20),
+    "stages.rewards.answers.numbers:parse_amount": plain(
+        holds=lambda _, value: value is None or value.value == value.value + 0
+    ),
+    "stages.rewards.answers.text:plain_text": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=is_text),
+    "stages.rewards.answers.text:closing": plain(
         lambda f, text: f("{" + text, 0), holds=lambda text, value: -1 <= value <= len(text)
     ),
-    "stages.rewards.answer_amounts:compound_in": plain(holds=lambda _, value: True),
-    "stages.rewards.answer_words:date_of": plain(holds=lambda _, value: value is None or len(value) == 3),
-    "stages.rewards.answer_words:words_key": plain(holds=is_text),
-    "stages.rewards.form_reader:closed": plain(holds=is_bool),
-    "stages.rewards.form_reader:split": plain(lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: len(value) == 2),
-    "stages.rewards.form_reader:read_form": plain(
+    "stages.rewards.answers.amounts:compound_in": plain(holds=lambda _, value: True),
+    "stages.rewards.answers.words:date_of": plain(holds=lambda _, value: value is None or len(value) == 3),
+    "stages.rewards.answers.words:words_key": plain(holds=is_text),
+    "stages.rewards.answers.form_reader:closed": plain(holds=is_bool),
+    "stages.rewards.answers.form_reader:split": plain(
+        lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: len(value) == 2
+    ),
+    "stages.rewards.answers.form_reader:read_form": plain(
         lambda f, text: f(text[:LONGEST_ANSWER]), holds=lambda _, value: value is not None, slow=3.0
     ),
     "stages.rewards.functions:answer_fields": plain(
         lambda f, text: f(_rewards(), episode(text)), holds=lambda _, value: len(json.dumps(value).encode()) > 0
     ),
     "stages.rewards.functions:number_of": plain(
-        lambda f, text: f(of("stages.rewards.pool:Reply")(text)),
+        lambda f, text: f(of("stages.rewards.verifier_pool.pool:Reply")(text)),
         holds=lambda _, value: value[0] is None and len(value[1]) < 200,
     ),
-    "stages.rewards.user_fault:Fault.from_json": plain(lambda f, text: str(f(text)), holds=is_text),
-    "stages.store.plain_text:plain": plain(holds=lambda _, value: value.isascii()),
-    "flows.markdown:escaped": plain(holds=is_one_line_shown),
-    "flows.markdown:fenced": plain(holds=is_text),
-    "flows.printable:single_line": plain(holds=is_one_line_shown),
-    "flows.printable:printable": plain(holds=is_seen),
-    "flows.printable:printable_json": Reader(_document, lambda text, value: value == json.loads(json.dumps(text))),
-    "flows.printable:one_line": plain(
-        holds=lambda text, value: is_seen(text, value) and "\n" not in value and len(value) <= 200
-    ),
-    "flows.rollouts:_lines": Reader(_plain_rows, _bars_hold),
-    "flows.rollouts:_panels": Reader(_panels, is_seen, slow=8.0, cost=4),
-    "flows.sample:_show": Reader(_printed, is_seen),
+    "stages.rewards.verifier_pool.user_fault:Fault.from_json": plain(lambda f, text: str(f(text)), holds=is_text),
+    "stages.runtime.plain_text:plain": plain(holds=lambda _, value: value.isascii()),
+    "flows.runs.markdown:escaped": plain(holds=is_one_line_shown),
+    "flows.runs.markdown:fenced": plain(holds=is_text),
+    "flows.output:single_line": plain(holds=is_one_line_shown),
+    "flows.output:printable": plain(holds=is_seen),
+    "flows.output:printable_json": Reader(_document, lambda text, value: value == json.loads(json.dumps(text))),
+    "flows.output:one_line": plain(holds=lambda text, value: is_seen(text, value) and "\n" not in value and len(value) <= 200),
+    "flows.cli.rollouts:_lines": Reader(_plain_rows, _bars_hold),
+    "flows.cli.rollouts:_panels": Reader(_panels, is_seen, slow=8.0, cost=4),
+    "flows.cli.sample:_show": Reader(_printed, is_seen),
 }
 """Function -> how it is called."""
 _FILTERS = ("finished", "correct", "format", "thinking", "language", "repetition", "length", "paragraph", "code")
@@ -185,41 +189,41 @@ NOT_SAMPLED: dict[str, str] = {
     "stages.curation.choose:Selection.choose": "calls `fates` for each group",
     "stages.curation.rewrite:Rewriting.rewrite": "sends `messages` and judges replies; tests/unit/test_curate_rewrite.py",
     "stages.evals.likelihood:continuation_scores": "token ids",
-    "stages.grpo.collect:Scene.together": NUMBERS_ONLY,
-    "stages.grpo.collect:has_signal": NUMBERS_ONLY,
+    "stages.rl.collect:Scene.together": NUMBERS_ONLY,
+    "stages.rl.collect:has_signal": NUMBERS_ONLY,
     "stages.rewards.coverage:check_coverage": "verdicts and faults of a step's answers; tests/unit/test_rl_without_signal.py",
-    "stages.grpo.metrics:reward_metrics": NUMBERS_ONLY,
-    "stages.grpo.metrics:rollout_metrics": IN_A_PROCESS,
-    "stages.grpo.metrics:held_out_metrics": NUMBERS_ONLY,
-    "stages.grpo.metrics:pass_at_k": NUMBERS_ONLY,
-    "stages.grpo.metrics:rewards_of": NUMBERS_ONLY,
-    "stages.grpo.prepare:prepare": "token ids and rewards",
+    "stages.rl.metrics:reward_metrics": NUMBERS_ONLY,
+    "stages.rl.metrics:rollout_metrics": IN_A_PROCESS,
+    "stages.rl.metrics:held_out_metrics": NUMBERS_ONLY,
+    "stages.rl.metrics:pass_at_k": NUMBERS_ONLY,
+    "stages.rl.metrics:rewards_of": NUMBERS_ONLY,
+    "stages.rl.prepare:prepare": "token ids and rewards",
     "stages.problems.gym:gym_score": IN_A_PROCESS,
-    "stages.rewards.accuracy:verdicts": IN_A_PROCESS,
-    "stages.rewards.accuracy:math": IN_A_PROCESS,
-    "stages.rewards.accuracy:reasoning_gym": IN_A_PROCESS,
-    "stages.rewards.code:judge": IN_A_PROCESS,
-    "stages.rewards.code:of_rewards": IN_A_PROCESS,
-    "stages.rewards.code:judgements": IN_A_PROCESS,
-    "stages.rewards.expressions:judge": IN_A_PROCESS,
+    "stages.rewards.answers.judges:verdicts": IN_A_PROCESS,
+    "stages.rewards.answers.judges:math": IN_A_PROCESS,
+    "stages.rewards.answers.judges:reasoning_gym": IN_A_PROCESS,
+    "stages.rewards.code.verifier:judge": IN_A_PROCESS,
+    "stages.rewards.code.verifier:of_rewards": IN_A_PROCESS,
+    "stages.rewards.code.verifier:judgements": IN_A_PROCESS,
+    "stages.rewards.answers.math_verify:judge": IN_A_PROCESS,
     "stages.rewards.functions:function_parts": IN_A_PROCESS,
     "stages.rewards.gym:score": IN_A_PROCESS,
-    "stages.rewards.answer_amounts:based_in": BY_READ_FORM,
-    "stages.rewards.answer_amounts:clock_in": BY_READ_FORM,
-    "stages.rewards.answer_amounts:quantity_in": BY_READ_FORM,
-    "stages.rewards.answer_words:words_in": BY_READ_FORM,
-    "stages.rewards.form_reader:outside": BY_READ_FORM,
-    "stages.rewards.formula:read_formula": IN_A_PROCESS,
-    "stages.store.config:expanded_path": OURS,
-    "stages.rewards.math_pool:MathPool.judge": IN_A_PROCESS,
+    "stages.rewards.answers.amounts:based_in": BY_READ_FORM,
+    "stages.rewards.answers.amounts:clock_in": BY_READ_FORM,
+    "stages.rewards.answers.amounts:quantity_in": BY_READ_FORM,
+    "stages.rewards.answers.words:words_in": BY_READ_FORM,
+    "stages.rewards.answers.form_reader:outside": BY_READ_FORM,
+    "stages.rewards.answers.formula:read_formula": IN_A_PROCESS,
+    "stages.contract.config:expanded_path": OURS,
+    "stages.rewards.answers.math_pool:MathPool.judge": IN_A_PROCESS,
     "stages.rewards.preference:preferences": "a model of its own; test_preference.py calls it with hostile texts",
-    "stages.rewards.sandbox:run": "the program's expressions, which are the user's",
+    "stages.rewards.code.sandbox:run": "the program's expressions, which are the user's",
     "stages.store.files:append": OURS,
-    "flows.artifacts:Artifacts.note": OURS,
-    "flows.plan_counts:Counts.assume": OURS,
-    "flows.progress:Progress.note": OURS,
-    "flows.progress:Lines.note": OURS,
-    "flows.progress:Live.note": OURS,
+    "flows.pipeline.artifacts:Artifacts.note": OURS,
+    "flows.plan.counts:Counts.assume": OURS,
+    "flows.pipeline.progress:Progress.note": OURS,
+    "flows.pipeline.progress:Lines.note": OURS,
+    "flows.pipeline.progress:Live.note": OURS,
     "stages.store.json_keys:unique_keys": "names and values of a file of settings",
 }
 """Functions whose parameters look like sampled text -> why they are not called here."""

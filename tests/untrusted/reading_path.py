@@ -90,23 +90,23 @@ def generated(generator: random.Random, tokenizer: Any, letters: dict[int, int],
 
 def send(groups: list[Group], generator: random.Random, folder: Path, tally: Tally, pool_share: float = POOL_SHARE) -> None:
     """Send one batch through everything that reads it, and check what can be checked at once."""
-    from flows.printable import printable_json
-    from flows.rollouts import _lines, _panels
-    from flows.sampled_rows import rows_of
+    from flows.cli.rollouts import _lines, _panels
+    from flows.output import printable_json
+    from flows.runs.answers import rows_of
     from stages.curation.duplicates import grams
     from stages.curation.filters import Filters, first_failure
     from stages.evals.headline import answer_metrics, problem_metrics
-    from stages.grpo.metrics import held_out_metrics, reward_metrics, rollout_metrics
     from stages.report.text import shown
-    from stages.rewards.accuracy import math
+    from stages.rewards.answers.judges import math
+    from stages.rewards.answers.verifiers import Asked
     from stages.rewards.score import score
     from stages.rewards.settings import Rewards
     from stages.rewards.tags import final_answer
-    from stages.rewards.verifiers import Asked
+    from stages.rl.metrics import held_out_metrics, reward_metrics, rollout_metrics
     from stages.rollout.records import read_groups, write_groups
     from stages.tracking.journal import Journal, read
-    from stages.tracking.mlflow_client import metrics_of
-    from stages.tracking.mlflow_records import sampled_answers
+    from stages.tracking.mlflow.artifacts import sampled_answers
+    from stages.tracking.mlflow.client import metrics_of
 
     episodes = [episode for group in groups for episode in group.episodes]
     for boxed in (False, True):

@@ -30,28 +30,28 @@ ALLOWED: dict[str, dict[str, str]] = {
         r"[-+]?\d+": "int() reads the decimal digits of every script",
         r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?": "float() reads the decimal digits of every script",
     },
-    "stages/rewards/numbers.py": {r"\b(?:[^mgshLC": WORDS_OF_ANY_SCRIPT, r"(?<![\w).])": WORDS_OF_ANY_SCRIPT},
-    "stages/rewards/answer_amounts.py": {"isalnum": WORDS_OF_ANY_SCRIPT, "isalpha": WORDS_OF_ANY_SCRIPT},
-    "stages/rewards/answer_text.py": {r"(?<![\w)\]}*])": WORDS_OF_ANY_SCRIPT},
-    "stages/rewards/form_reader.py": {
+    "stages/rewards/answers/numbers.py": {r"\b(?:[^mgshLC": WORDS_OF_ANY_SCRIPT, r"(?<![\w).])": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/answers/amounts.py": {"isalnum": WORDS_OF_ANY_SCRIPT, "isalpha": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/answers/text.py": {r"(?<![\w)\]}*])": WORDS_OF_ANY_SCRIPT},
+    "stages/rewards/answers/form_reader.py": {
         "isdigit": "asked of ASCII characters alone",
         "isalnum": WORDS_OF_ANY_SCRIPT,
         "isalpha": WORDS_OF_ANY_SCRIPT,
     },
-    "stages/rewards/formula.py": {
+    "stages/rewards/answers/formula.py": {
         "isdigit": "asked of ASCII characters alone",
         "isalnum": "asked of ASCII characters alone",
         "isalpha": WORDS_OF_ANY_SCRIPT,
     },
-    "stages/rewards/code.py": {r"[^\W\d]\w*(\.[^\W\d]\w*)*": "Python's identifiers may have letters of any script"},
+    "stages/rewards/code/verifier.py": {r"[^\W\d]\w*(\.[^\W\d]\w*)*": "Python's identifiers may have letters of any script"},
     "stages/rewards/settings.py": {
         r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "Python's identifiers may have letters of any script",
     },
-    "stages/dataset.py": {r"<\|\w+\|>|\[/?INST\]": "names of special tokens may have letters of any script"},
-    "stages/store/secrets.py": {"": "keys are recognised generously: what is masked needlessly does no harm"},
+    "stages/kinds/dataset.py": {r"<\|\w+\|>|\[/?INST\]": "names of special tokens may have letters of any script"},
+    "stages/contract/secrets.py": {"": "keys are recognised generously: what is masked needlessly does no harm"},
     "stages/evals/task.py": {r"[^\w/. -]": "MLflow's names may have letters of any script; metric_name makes them ASCII"},
-    "stages/tracking/mlflow_records.py": {r"[^\w-]": "MLflow's names of models may have letters of any script"},
-    "flows/compare.py": {r"[^\w.-]": "file names may have letters of any script"},
+    "stages/tracking/mlflow/artifacts.py": {r"[^\w-]": "MLflow's names of models may have letters of any script"},
+    "flows/cli/compare.py": {r"[^\w.-]": "file names may have letters of any script"},
 }
 """File -> a part of a string constant of the source, or the predicate's name -> why more than ASCII is meant."""
 

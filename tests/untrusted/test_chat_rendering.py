@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.rewards import chat_rendering
 from stages.rewards.chat_rendering import TemplateFault, rendered
-from stages.rewards.pool import Limits
+from stages.rewards.verifier_pool.pool import Limits
 from tests.untrusted.reading_path import byte_tokenizer
 from tests.untrusted.texts import FRAGMENTS, surrogate_free
 

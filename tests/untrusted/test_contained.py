@@ -6,17 +6,18 @@ import math
 import httpx
 import pytest
 
+from stages.contract.errors import UserError
 from stages.curation.client import _retry_after
 from stages.curation.reply import MOST_TOKENS, read_whole
 from stages.evals.task import run_lm_eval
-from stages.grpo.metrics import reward_metrics, rollout_metrics
 from stages.problems.episode import Episode, Group
-from stages.rewards import code, preference
-from stages.rewards.sandbox import Sandbox
-from stages.rewards.sandbox_watch import Ended
+from stages.rewards import preference
+from stages.rewards.code import verifier
+from stages.rewards.code.sandbox import Sandbox
+from stages.rewards.code.supervisor import Ended
 from stages.rewards.score import score
 from stages.rewards.settings import Rewards
-from stages.store.errors import UserError
+from stages.rl.metrics import reward_metrics, rollout_metrics
 from stages.store.files import digest_json, read_json, write_json
 from tests.unit.test_evals import CONFIG, Table, language_model
 from tests.untrusted.calls import episode, problem
@@ -136,8 +137,8 @@ def test_program_that_gives_back_a_nested_value_is_wrong_at_every_depth(kind, mo
 
 
 def verdict_of_output(stdout, monkeypatch):
-    monkeypatch.setattr(code, "run", lambda *_, **__: Ended(stdout, "", None, 0, 0.1))
-    return code._judge('{"asserts": ["assert f(1) == 2"]}', "```python\nx\n```", Sandbox()).verdict
+    monkeypatch.setattr(verifier, "run", lambda *_, **__: Ended(stdout, "", None, 0, 0.1))
+    return verifier._judge('{"asserts": ["assert f(1) == 2"]}', "```python\nx\n```", Sandbox()).verdict
 
 
 def test_text_of_an_episode_can_always_be_encoded():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from markdown_it import MarkdownIt
 
-from flows.markdown import escaped, fenced
-from flows.printable import single_line
+from flows.output import single_line
+from flows.runs.markdown import escaped, fenced
 from tests.untrusted.texts import FRAGMENTS, TEXTS
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from stages.rewards.functions import function_parts, number_of
-from stages.rewards.pool import Limits, Pool, Reply, Worker, read_reply
 from stages.rewards.score import score
 from stages.rewards.settings import Rewards
+from stages.rewards.verifier_pool.pool import Limits, Pool, Reply, Worker, read_reply
 from tests.untrusted.calls import episode
 from tests.untrusted.hostile_functions import DEEDS
 

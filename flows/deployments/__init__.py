@@ -1,0 +1,1 @@
+"""What `r1 deploy` leaves in Prefect: deployments, work pools, the flow that a worker calls."""

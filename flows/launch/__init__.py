@@ -1,0 +1,1 @@
+"""One attempt of a stage: started here, by Slurm or by Kubernetes, watched, and ended."""

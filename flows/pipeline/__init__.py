@@ -1,0 +1,1 @@
+"""A run: Prefect's flow, its stage tasks, their order, and what is said meanwhile."""

@@ -1,0 +1,1 @@
+"""`r1 plan`: what would be computed and what it takes."""

@@ -1,0 +1,1 @@
+"""The servers of Prefect and MLflow, and how a run finds them."""

@@ -1,0 +1,1 @@
+"""What every module of a stage may rely on: typed configuration, errors, exit codes."""

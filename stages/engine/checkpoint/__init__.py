@@ -1,0 +1,1 @@
+"""Checkpoints: written by ranks, read under any layout."""

@@ -1,0 +1,1 @@
+"""Texts packed into rows without padding, and the attention over them."""

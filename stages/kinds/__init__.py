@@ -1,0 +1,1 @@
+"""One module per kind of stage, and the registry of kinds."""

@@ -1,0 +1,1 @@
+"""Answers: read, compared, judged."""

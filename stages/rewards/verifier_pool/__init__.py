@@ -1,0 +1,1 @@
+"""Processes that judge, with limits of time and memory."""

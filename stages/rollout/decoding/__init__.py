@@ -1,0 +1,1 @@
+"""Decoding in this process: batches, shared prefixes, drawing of tokens."""

@@ -1,0 +1,1 @@
+"""Decoding by vLLM in a process of its own."""

@@ -1,0 +1,1 @@
+"""MLflow: connection, runs, artifacts, registry."""
