@@ -1,8 +1,13 @@
-"""What a model wrote, made harmless for a terminal: no escape sequence, no turned direction, no character that is not seen."""
+"""What commands print: the JSON document, tables, and text that a model wrote, made harmless for a terminal.
+
+Harmless: no escape sequence, no turned direction, no character that is not seen.
+"""
 
 import json
 import re
+import sys
 import unicodedata
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -40,3 +45,26 @@ def one_line(text: str, most: int = 200) -> str:
 
 def _shown(character: str) -> bool:
     return character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The only thing that a command with `--json` writes on standard output."""
+    text = json.dumps(document, indent=2, ensure_ascii=not _is_unicode(sys.stdout.encoding))
+    sys.stdout.write(printable_json(text) + "\n")
+    sys.stdout.flush()
+
+
+def _is_unicode(encoding: str | None) -> bool:
+    return encoding is None or encoding.lower().replace("-", "").startswith("utf")
+
+
+def table(head: list[str], rows: list[list[str]], *, right: bool = True) -> str:
+    """Columns as wide as their widest cell; with `right`, all but the first stand on the right, as figures do."""
+    head, *rows = ([single_line(cell) for cell in row] for row in (head, *rows))  # a value may hold anything
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def text(row: list[str]) -> str:
+        cells = zip(row, widths, range(len(row)), strict=True)
+        return "  ".join(cell.rjust(w) if right and i else cell.ljust(w) for cell, w, i in cells).rstrip()
+
+    return "\n".join([text(head), "  ".join("-" * w for w in widths), *map(text, rows)])

@@ -34,8 +34,8 @@ COMMANDS = {
     "compare": "flows.cli.compare:compare",
     "study": "flows.cli.study:study",
     "report": "flows.cli.report:report",
-    "up": "flows.servers.serve:up",
-    "down": "flows.servers.detached:down",
+    "up": "flows.cli.up:up",
+    "down": "flows.cli.up:down",
     "deploy": "flows.cli.run:deploy",
     "worker": "flows.cli.worker:work",
     "rollouts": "flows.cli.rollouts:rollouts",
@@ -252,7 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     """Run one command; returns the exit status: 0 done, 2 the user's mistake, 3 failed, 4 stopped by a gate, 75 interrupted."""
     from flows.cli import run
-    from flows.runs.results import error_document, print_json
+    from flows.output import print_json
+    from flows.runs.results import error_document
 
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
         from flows.cli.completion import complete

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.doctor.checks import CALIBRATION
+from flows.output import table
 from flows.plan.measured import measured
-from flows.runs.results import table
 from stages.contract.errors import ExitStatus, UserError
 from stages.costs.fit import Measured, fitted, left_out
 from stages.runtime.platform import processor_name, usable_cores

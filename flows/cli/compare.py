@@ -50,7 +50,7 @@ def _file_name(names: list[str]) -> str:
 
 
 def _show(document: dict[str, Any], runs: str) -> None:
-    from flows.runs.results import table
+    from flows.output import table
 
     names = document["runs"]
     print(table(["param", *names], [[k, *(str(v[n]) for n in names)] for k, v in document["params"].items()]))
@@ -69,7 +69,7 @@ def _show(document: dict[str, Any], runs: str) -> None:
 
 
 def _show_differences(differences: dict[str, Any], names: list[str]) -> None:
-    from flows.runs.results import table
+    from flows.output import table
 
     rows = [
         [f"{model} {metric}", *(_difference(metric, values.get(name)) for name in names[1:])]

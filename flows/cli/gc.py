@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.cli.pin import pinned
 from flows.cli.run import Answer, runs_of
+from flows.output import table
+from flows.runs.pins import pinned
 from flows.runs.record import RunRecord
-from flows.runs.results import table
 from flows.runs.retention import AWAY, Choice, Item, Survey, Surveyor, ended_badly
 from stages.contract.errors import ExitStatus, UserError
 from stages.store.files import remove, rename, sync_folder

@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli.run import Answer, runs_of
+from flows.runs.pins import PIN, pinned
 from stages.contract.errors import ExitStatus, UserError
 from stages.store.files import write_json
 from stages.store.folders import Runs
-
-PIN = ".pinned"
-"""Name of the file."""
-
-
-def pinned(folder: Path) -> bool:
-    """Whether the folder of a run or stage is pinned."""
-    return (folder / PIN).exists()
 
 
 def pin(options: argparse.Namespace) -> Answer:

@@ -4,7 +4,7 @@ from typing import Any
 
 from flows.doctor.capacity import fit_line
 from flows.doctor.finding import Finding, line_of
-from flows.runs.results import table
+from flows.output import table
 
 GB = 1e9
 PARTS = ("sampling", "waiting", "update", "optimizer", "exchange", "weights", "evaluation", "other")

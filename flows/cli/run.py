@@ -160,8 +160,9 @@ def _conclude(record: Any, options: argparse.Namespace, status: ExitStatus) -> A
 
 def status(options: argparse.Namespace) -> Answer:
     """`r1 status`."""
+    from flows.output import table
     from flows.runs.record import RunRecord
-    from flows.runs.results import error_document, results_table, run_document, stages_table, table, where_to_look
+    from flows.runs.results import error_document, results_table, run_document, stages_table, where_to_look
 
     runs = runs_of(options)
     if options.run:
@@ -227,7 +228,7 @@ def doctor(options: argparse.Namespace) -> Answer:
 
 def schema(options: argparse.Namespace) -> Answer:
     """`r1 schema`: the document is the answer, with or without `--json`."""
-    from flows.runs.results import print_json
+    from flows.output import print_json
     from stages.recipe.resolve import recipe_schema
 
     document = recipe_schema()

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from flows.launch import kubernetes, local, slurm
 from flows.launch.forked import Forks
-from flows.launch.launcher import Job, log_name, start
+from flows.launch.launcher import Job, Running, launcher_of, log_name
 from stages.contract.config import Compute
 from stages.contract.errors import ExitStatus, UserError
 from stages.runtime.heartbeat import Watchdog
@@ -133,3 +135,17 @@ def _told(path: Path) -> dict[str, str]:
         return {key: str(item[key]) for key in ("status", "message", "mend")}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
+
+
+def start(job: Job, log: IO[bytes]) -> Running:
+    """Start an attempt; what its launcher says goes to `log`.
+
+    Raises UserError when the launcher cannot work here.
+    """
+    match launcher_of(job.compute):
+        case "kubernetes":
+            return kubernetes.start(job, log)
+        case "slurm":
+            return slurm.start(job, log)
+        case "local":
+            return local.start(job, log)

@@ -3,13 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+from typing import IO, Literal, Protocol
 
 from stages.contract.config import Compute
 from stages.store.folders import StageFolder
-
-if TYPE_CHECKING:
-    from flows.launch.forked import Forks
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Job:
     """More of the environment."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Takes a line for the user."""
-    forks: "Forks | None" = None
+    forks: "Forker | None" = None
     """What forks a stage of one process on this machine; None: every stage has an interpreter of its own."""
 
 
@@ -44,24 +41,11 @@ class Running(Protocol):
         """Ask it to stop, wait so long, and end what is left, whatever interrupts the waiting."""
 
 
-def start(job: Job, log: IO[bytes]) -> Running:
-    """Start an attempt; what its launcher says goes to `log`.
+class Forker(Protocol):
+    """What forks stages from a process that has their libraries loaded."""
 
-    Raises UserError when the launcher cannot work here.
-    """
-    match launcher_of(job.compute):
-        case "kubernetes":
-            from flows.launch import kubernetes
-
-            return kubernetes.start(job, log)
-        case "slurm":
-            from flows.launch import slurm
-
-            return slurm.start(job, log)
-        case "local":
-            from flows.launch import local
-
-            return local.start(job, log)
+    def start(self, job: Job, environment: Mapping[str, str], arguments: list[str], log: IO[bytes]) -> Running | None:
+        """Fork a stage; None when it is to have an interpreter of its own."""
 
 
 def launcher_of(compute: Compute) -> Literal["local", "slurm", "kubernetes"]:

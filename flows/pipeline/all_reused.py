@@ -5,9 +5,9 @@ Only the good case is dealt with here. Whatever has to be computed, said or stop
 
 from collections.abc import Callable
 
-from flows.cli.report import page_at_end
 from flows.doctor.scope import unfinished
 from flows.pipeline.gates import heed
+from flows.runs.page import page_at_end
 from flows.runs.record import RunRecord
 from flows.runs.selection import Selection
 from flows.runs.stage_record import Finished, stage_record

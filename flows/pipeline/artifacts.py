@@ -16,7 +16,8 @@ import httpx
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run, task_run
 
-from flows.pipeline.progress import Progress, figures
+from flows.pipeline.figures import figures
+from flows.pipeline.progress import Progress
 from flows.runs.markdown import escaped
 from flows.runs.record import RunRecord
 from flows.servers.prefect_client import impatient_client

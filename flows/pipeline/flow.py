@@ -14,7 +14,6 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from flows.cli.report import page_at_end
 from flows.launch.forked import Forks
 from flows.pipeline.artifacts import END_SECONDS, Artifacts
 from flows.pipeline.progress import Lines, on_standard_error
@@ -23,6 +22,7 @@ from flows.pipeline.run_tracking import begin_tracking, end_tracking
 from flows.pipeline.scheduler import go_through
 from flows.pipeline.stage_forks import EARLY, stage_forks
 from flows.pipeline.stage_task import failed, stage_task
+from flows.runs.page import page_at_end
 from flows.runs.record import RunRecord
 from flows.runs.selection import select
 from flows.servers.prefect_client import (

@@ -1,13 +1,19 @@
-"""The live view as lines of text: a pure function of its state, the terminal's size and the time."""
+"""The live view of a run on a terminal. Its text is a pure function of its state, the terminal's size and the time."""
 
-from collections.abc import Iterator, Sequence
+import atexit
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console, Group
+from rich.live import Live as RichLive
 from rich.text import Text
 
-from flows.output import single_line
+from flows.output import printable, single_line
+from flows.pipeline.figures import alarms, shown_figures
 from flows.pipeline.live_state import RunView, StageView
-from flows.pipeline.progress import alarms, shown_figures
+from stages.tracking.journal import Line
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MOST_CURVE = 60
@@ -180,3 +186,53 @@ def _window(rows: list[Text], most: int, focus: int, signs: _Signs) -> list[Text
         if count:
             shown.insert(place, Text(f"{signs.more} {count} more {word}", style="dim"))
     return shown[:most]
+
+
+class Live:
+    """One view of the whole run that stays where it is; for terminals."""
+
+    def __init__(self, name: str, graph: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        """`graph`: stage -> its kind and the stages that it needs, in running order."""
+        self._view, self._lock = RunView.of(name, graph, time.monotonic()), threading.Lock()
+        self._console = Console(stderr=True)
+        self._live = RichLive(
+            console=self._console, get_renderable=self._render, refresh_per_second=4, vertical_overflow="crop"
+        )
+        self._live.start()
+        atexit.register(self._live.stop)  # whatever ends the run, the cursor is shown again
+
+    def _render(self) -> Group:
+        size = self._console.size
+        with self._lock:
+            lines = render(
+                self._view,
+                size.width,
+                size.height - 1,  # a display as high as the terminal would scroll
+                time.monotonic(),
+                ascii_only=self._console.options.ascii_only,
+            )
+        return Group(*lines)
+
+    def note(self, text: str) -> None:
+        """Say something about the run, above the view."""
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, stage: str, kind: str) -> None:
+        """A stage begins."""
+        with self._lock:
+            self._view.begin(stage, kind, time.monotonic())
+
+    def line(self, stage: str, line: Line) -> None:
+        """A step of a stage that runs has finished."""
+        with self._lock:
+            self._view.stages[stage].add(line, time.monotonic())
+
+    def end(self, stage: str, status: str, seconds: float | None) -> None:
+        """The stage has ended."""
+        with self._lock:
+            self._view.end(stage, status, seconds)
+
+    def close(self) -> None:
+        """Nothing more will come: the last view stays, and the terminal is as it was."""
+        self._live.stop()
+        atexit.unregister(self._live.stop)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flows.process_birth import alive, birth
+from flows.processes import alive, birth
 from stages.contract.errors import UserError
 from stages.recipe.resolve import ResolvedRecipe
 from stages.store.folders import PipelineFolder, Runs, StageFolder

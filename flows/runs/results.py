@@ -1,11 +1,9 @@
 """What the commands hand back: the one JSON document, and the same as text for people."""
 
-import json
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
-from flows.output import printable_json, single_line
+from flows.output import single_line, table
 from stages.contract.errors import ExitStatus
 
 if TYPE_CHECKING:  # loading a recipe's types is what `r1 --help` must not pay for
@@ -18,17 +16,6 @@ STATUS_NAMES = {
     ExitStatus.STOPPED: "stopped",
     ExitStatus.INTERRUPTED: "interrupted",
 }
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """The only thing that a command with `--json` writes on standard output."""
-    text = json.dumps(document, indent=2, ensure_ascii=not _is_unicode(sys.stdout.encoding))
-    sys.stdout.write(printable_json(text) + "\n")
-    sys.stdout.flush()
-
-
-def _is_unicode(encoding: str | None) -> bool:
-    return encoding is None or encoding.lower().replace("-", "").startswith("utf")
 
 
 def error_document(status: ExitStatus, message: str, where: str = "", mend: str = "") -> dict[str, Any]:
@@ -70,18 +57,6 @@ def results_table(models: dict[str, dict[str, float]]) -> str:
         for label, row in models.items()
     ]
     return table(head, rows)
-
-
-def table(head: list[str], rows: list[list[str]], *, right: bool = True) -> str:
-    """Columns as wide as their widest cell; with `right`, all but the first stand on the right, as figures do."""
-    head, *rows = ([single_line(cell) for cell in row] for row in (head, *rows))  # a value may hold anything
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def text(row: list[str]) -> str:
-        cells = zip(row, widths, range(len(row)), strict=True)
-        return "  ".join(cell.rjust(w) if right and i else cell.ljust(w) for cell, w, i in cells).rstrip()
-
-    return "\n".join([text(head), "  ".join("-" * w for w in widths), *map(text, rows)])
 
 
 def stages_table(record: "RunRecord") -> str:

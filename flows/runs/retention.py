@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.cli.pin import pinned
+from flows.runs.pins import pinned
 from flows.runs.record import RunRecord
 from stages.contract.errors import UserError
 from stages.store.files import TEMPORARY

@@ -1,36 +1,31 @@
-"""`r1 up --detach` starts the servers in a process of their own, `r1 down` ends them."""
+"""The servers of a runs folder in a process of their own: started, and ended."""
 
-import argparse
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.process_birth import alive
+from flows.processes import alive
 from flows.servers.prefect_env import running_servers
-from flows.servers.serve import told
 from flows.servers.server_process import START_SECONDS
 from stages.contract.errors import ExitStatus, StageFailed, UserError
 from stages.store.user_code import child_environment
 
 STOP_SECONDS = 60.0
 """How long both servers may take to end."""
-_OPTIONS = ("host", "allowed_hosts", "prefect_port", "mlflow_port", "postgres", "prefect_database", "mlflow_database")
 
 
-def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
-    """Start `r1 up` with the same options, wait until its servers answer, and leave it running; returns what it wrote down.
+def start(options: list[str], runs: Path) -> dict[str, Any]:
+    """Start `r1 up` with these options, wait until its servers answer, and leave it running; returns what it wrote down.
 
     Raises what it failed with.
     """
-    command = [sys.executable, "-m", "flows.cli", "up", "--json", "--runs", str(runs), *(["--auth"] if options.auth else [])]
-    given = {name: getattr(options, name) for name in _OPTIONS}
-    command += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    command = [sys.executable, "-m", "flows.cli", "up", "--json", "--runs", str(runs), *options]
     answer, log = runs / "servers" / "up.json", runs / "servers" / "up.log"
     answer.parent.mkdir(exist_ok=True)
     with answer.open("wb") as output, log.open("wb") as errors:
@@ -43,13 +38,10 @@ def start(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
             start_new_session=True,
         )
     try:
-        facts = _wait(process, runs, answer, log)
+        return _wait(process, runs, answer, log)
     except BaseException:
         process.terminate()
         raise
-    if not options.json:
-        print(told(facts, runs), f"`r1 down --runs {shlex.quote(options.runs)}` stops both.", sep="\n")
-    return facts
 
 
 def _wait(process: subprocess.Popen[bytes], runs: Path, answer: Path, log: Path) -> dict[str, Any]:
@@ -73,15 +65,11 @@ def _raise_its_error(answer: Path, log: Path) -> None:
     raise StageFailed(error["message"])
 
 
-def down(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None]:
-    """`r1 down`: end the `r1 up` of this runs folder, wherever it was started, with its servers.
+def stop(servers: Mapping[str, Any]) -> list[str]:
+    """End the `r1 up` that wrote down these servers, wherever it was started; returns their addresses.
 
-    Raises UserError when there is none, StageFailed when it doesn't end.
+    Raises StageFailed when it doesn't end.
     """
-    runs = Path(options.runs).absolute()
-    servers = running_servers(runs)
-    if servers is None:
-        raise UserError("no servers of this runs folder run", where=str(runs), mend="`r1 up` starts them")
     process = servers["up"]
     os.kill(process["pid"], signal.SIGTERM)
     until = time.monotonic() + STOP_SECONDS
@@ -89,6 +77,4 @@ def down(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None
         if time.monotonic() > until:
             raise StageFailed(f"process {process['pid']} did not end within {STOP_SECONDS:.0f} s")
         time.sleep(0.1)
-    if not options.json:
-        print("both servers are stopped")
-    return ExitStatus.DONE, {"stopped": [servers[name]["address"] for name in ("prefect", "mlflow")]}
+    return [servers[name]["address"] for name in ("prefect", "mlflow")]

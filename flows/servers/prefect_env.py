@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flows.process_birth import alive
+from flows.processes import alive
 from flows.servers.server_process import START_SECONDS, Server, free_port
 from stages.store.empty_databases import place
 from stages.store.files import read_json

@@ -1,65 +1,41 @@
-"""`r1 up`: a Prefect server and an MLflow server, in the foreground, each with a database of its own.
+"""A Prefect server and an MLflow server of a runs folder, in this process's foreground, each with a database of its own."""
 
-On loopback and with SQLite in the runs folder, unless the options say otherwise (`access.py`, `databases.py`).
-"""
-
-import argparse
 import os
-import shlex
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline.unsent import send_in_background
-from flows.process_birth import birth
-from flows.runs.results import print_json
-from flows.servers.access import Access, access
-from flows.servers.databases import Databases, in_folder, in_postgres
+from flows.processes import birth
+from flows.servers.access import Access
+from flows.servers.databases import Databases
 from flows.servers.prefect_env import (
     DATABASE,
     alone_at_start,
     database,
     home,
-    running_servers,
     server_arguments,
     server_environment,
 )
-from flows.servers.server_process import Server, demand_free
-from stages.contract.errors import ExitStatus, UserError
+from flows.servers.server_process import Server
 from stages.store.empty_databases import place
 from stages.store.files import write_json
-from stages.store.folders import Runs
 
 
-def up(options: argparse.Namespace) -> tuple[ExitStatus, dict[str, Any] | None]:
-    """`r1 up`: serve until asked to stop (Ctrl-C, SIGTERM); with `--detach`, in a process of its own.
+def serve(
+    runs: Path,
+    ports: dict[str, int],
+    allowed: Access,
+    databases: Databases,
+    ready: Callable[[dict[str, Any]], subprocess.Popen[bytes] | None],
+) -> None:
+    """Start both and look after them until this process is asked to stop: one that ends is started again.
 
-    Raises UserError when a port, an address, a name or a credential is not as it must be, StageFailed when a server doesn't
-    start or ends again and again.
+    `ready`: called once with where they are (`servers.json`) when they answer; a process that it returns ends with them.
     """
-    runs = Runs(Path(options.runs).absolute()).prepare()
-    if running_servers(runs.path) is not None:
-        raise UserError("the servers of this runs folder run already", where=str(runs.path / "servers.json"), mend="`r1 down`")
-    allowed = access(options.host, options.allowed_hosts, asked=options.auth)
-    demand_free(options.host, options.prefect_port, "--prefect-port")
-    demand_free(options.host, options.mlflow_port, "--mlflow-port")
-    if options.prefect_port == options.mlflow_port:
-        raise UserError(f"port {options.mlflow_port} is named twice", where="--mlflow-port", mend="choose another port")
-    databases = in_folder(runs.path)
-    if options.postgres is not None:
-        databases = in_postgres(options.postgres, options.prefect_database, options.mlflow_database)
-    if options.detach:
-        from flows.servers.detached import start
-
-        return ExitStatus.DONE, start(options, runs.path)
-    _serve(runs.path, {"prefect": options.prefect_port, "mlflow": options.mlflow_port}, allowed, databases, options.json)
-    return ExitStatus.DONE, None
-
-
-def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databases, as_json: bool) -> None:
-    """Start both, say where they are, and look after them: one that ends is started again."""
-    note, servers, sending = runs / "servers.json", dict[str, Server](), None
+    note, servers, beside = runs / "servers.json", dict[str, Server](), None
     addresses = {name: allowed.local(port) for name, port in ports.items()}
     try:
         print("starting the Prefect server and the MLflow server …", file=sys.stderr)
@@ -72,12 +48,7 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
             for server in servers.values():
                 server.wait_healthy()
         allowed.verify(**addresses)
-        facts = _write(note, servers, addresses, allowed, databases)
-        if as_json:
-            print_json(facts)
-        else:
-            print(told(facts, runs), "Ctrl-C stops both.", sep="\n", flush=True)
-        sending = send_in_background(Runs(runs))
+        beside = ready(_write(note, servers, addresses, allowed, databases))
         while True:
             time.sleep(0.5)
             for server in servers.values():
@@ -88,23 +59,11 @@ def _serve(runs: Path, ports: dict[str, int], allowed: Access, databases: Databa
         print("stopping both servers", file=sys.stderr)
     finally:
         note.unlink(missing_ok=True)
-        if sending is not None:
-            sending.kill()  # what it has not sent, the next command does
-            sending.wait()
+        if beside is not None:
+            beside.kill()  # what it has not sent, the next command does
+            beside.wait()
         for server in servers.values():
             server.stop()
-
-
-def told(facts: dict[str, Any], runs: Path) -> str:
-    """Where the servers of a runs folder are, for people."""
-    place = "" if runs == Path("runs").absolute() else f" --runs {shlex.quote(str(runs))}"
-    lines = [f"Prefect  {facts['prefect']['address']}  (a worker: `r1 worker{place}`)"]
-    lines.append(f"MLflow   {facts['mlflow']['address']}")
-    if facts["names"]:
-        lines.append(f"from elsewhere, with the same ports: {', '.join(facts['names'])}")
-    if facts["credentials"]:
-        lines.append("both ask for the user and password of PREFECT_API_AUTH_STRING and MLFLOW_TRACKING_USERNAME/_PASSWORD")
-    return "\n".join(lines)
 
 
 def _write(

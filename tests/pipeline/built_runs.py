@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli.app import COMMANDS, parser
-from flows.process_birth import birth
+from flows.processes import birth
 from stages.contract.config import OutputKind
 from stages.contract.errors import ExitStatus
 from stages.problems.episode import Episode, Group, Problem, Reward

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.process_birth import alive
+from flows.processes import alive
 from flows.servers.server_process import free_port
 from tests.conftest import ROOT
 from tests.pipeline.conftest import environment, refused

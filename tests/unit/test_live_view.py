@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.pipeline import progress
 from flows.pipeline.live_state import RunView, StageView
-from flows.pipeline.live_view import blocks, render
+from flows.pipeline.live_view import Live, blocks, render
 from stages.tracking.journal import Line
 
 GRAPH: dict[str, tuple[str, list[str]]] = {
@@ -155,7 +155,7 @@ def test_view_on_a_terminal(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     token = progress.PLAIN.set(plain)
     shown = progress.on_standard_error("toy-1", GRAPH)
     try:
-        assert isinstance(shown, progress.Live if live else progress.Lines)
+        assert isinstance(shown, Live if live else progress.Lines)
         shown.begin("base", "toy_base")
         shown.note("sampled \x1b[2J [red]text")
         shown.end("base", "done", 1.0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.pipeline import progress
+from flows.pipeline import figures, progress
 from stages.problems.episode import Reward
 from stages.rl.metrics import NAMES, held_out_metrics, reward_metrics, rollout_metrics
 from stages.tracking.journal import Line
@@ -26,7 +26,7 @@ def groups():
 
 def test_names_are_the_same_in_mlflow_and_in_the_progress_bar():
     assert all(metric_name(name) == name for name in NAMES)
-    shown = {key for key in progress._SHOWN if key.split("/")[0] in ("reward", "rollout", "value")}
+    shown = {key for key in figures._SHOWN if key.split("/")[0] in ("reward", "rollout", "value")}
     assert shown
     assert shown <= NAMES.keys()
     assert all(sentence for sentence in NAMES.values())

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flows.doctor import host
-from flows.process_birth import birth
+from flows.processes import birth
 from stages.contract.errors import UserError
 from stages.engine import distributed
 from stages.kinds.model import _cpu_has_bf16

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.process_birth import alive, birth
+from flows.processes import alive, birth
 from flows.servers.prefect_env import alone_at_start, home
 from tests.conftest import ROOT
 

@@ -11,7 +11,7 @@ import requests.utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.runs.results import print_json
+from flows.output import print_json
 from stages.contract.errors import UserError
 from stages.runtime import proxies
 from stages.runtime.plain_text import HANDLER, plain, survive_any_encoding

@@ -223,7 +223,7 @@ NOT_SAMPLED: dict[str, str] = {
     "flows.plan.counts:Counts.assume": OURS,
     "flows.pipeline.progress:Progress.note": OURS,
     "flows.pipeline.progress:Lines.note": OURS,
-    "flows.pipeline.progress:Live.note": OURS,
+    "flows.pipeline.live_view:Live.note": OURS,
     "stages.store.json_keys:unique_keys": "names and values of a file of settings",
 }
 """Functions whose parameters look like sampled text -> why they are not called here."""
