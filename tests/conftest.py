@@ -1,6 +1,8 @@
 """What all tests share: a tiny model with random weights, and where real problems may lie."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,15 @@ _GIVEN = frozenset(os.environ)
 LONGEST_FIRST = (
     "untrusted/test_total.py",  # an hour of the slow ones
     "pipeline/test_whole_run.py",
-    "pipeline/test_zero.py",
-    "pipeline/test_command.py",
-    "pipeline/test_schedule.py",
+    "rl/test_zero.py",
+    "cli/test_command.py",
+    "deployments/test_schedule.py",
     "pipeline/test_user_environment.py",
-    "pipeline/test_stage_resume.py",
-    "pipeline/test_sft_resume.py",
-    "pipeline/test_preflight.py",
-    "unit/test_adapters.py",
-    "unit/test_compiled.py",
+    "rl/test_resume.py",
+    "supervised/test_resume.py",
+    "doctor/test_mistakes.py",
+    "engine/test_adapters.py",
+    "rollout/test_compiled.py",
     "architectures/test_sweep.py",
 )
 """Files that two workers begin with: one that began a long file last would go on alone while the other has nothing left."""
@@ -111,3 +113,44 @@ def group_of(number, prompt, completions, rewards, *, logprobs=None, verdicts=No
             )
         )
     return group
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    words = {text: i for i, text in enumerate(["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz0123"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>")
+    wrapped.save_pretrained(folder)
+    tiny_llama().float().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+    """One runs folder for all: Prefect and MLflow take their time to make new databases."""
+    folder = tmp_path_factory.mktemp("shared") / "runs"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, runs: Path, model_folder: Path) -> Path:
+    """A recipe of two quick stages."""
+    document = {
+        "name": "two",
+        "runs": str(runs),
+        "stages": {
+            "base": {"kind": "model", "path": str(model_folder)},
+            "other": {"kind": "model", "path": str(model_folder), "seed": 1},
+        },
+    }
+    file = tmp_path / "two.yaml"
+    file.write_text(json.dumps(document))  # JSON is YAML
+    return file

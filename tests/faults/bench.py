@@ -28,7 +28,7 @@ from stages.store.folders import StageFolder
 from stages.tracking.journal import read
 from tests.conftest import ROOT
 from tests.faults import crash
-from tests.pipeline.servers import Run, Stoppable, check_mlflow, check_prefect
+from tests.servers.stoppable import Run, Stoppable, check_mlflow, check_prefect
 
 STAGES = [name for name in crash.INPUTS if name != "grown"]
 TRAINED = ["base", "zero", "ppo", "cold_start"]

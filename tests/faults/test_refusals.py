@@ -18,10 +18,10 @@ from stages.recipe.resolve import load_recipe
 from stages.store.files import digest_file, write_json
 from stages.store.folders import Runs, StageFolder
 from stages.store.manifest import InputRecord, StageRecord, fingerprint
+from tests.commands import environment, r1
 from tests.conftest import ROOT
 from tests.faults import damage
 from tests.faults.inputs import INPUTS, make_finished, stage_record
-from tests.pipeline.conftest import environment, r1
 
 pytestmark = pytest.mark.slow
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -9,7 +9,7 @@ from stages.problems.toy import save_toy_tokenizer
 from stages.rollout.protocol import Request, Sampling
 from stages.rollout.torch_engine import TorchRollout
 from tests.conftest import tiny_llama
-from tests.unit.test_packed import copies, grid, plain_logp, prefixed, texts
+from tests.engine.test_packed import copies, grid, plain_logp, prefixed, texts
 
 pytestmark = pytest.mark.gpu
 ITEMS = {"texts": texts(), "grid": grid(), "copies": copies(), "prefixed": prefixed()}

@@ -7,9 +7,9 @@ import pytest
 
 from stages.store.folders import StageFolder
 from stages.tracking.journal import read
-from tests.pipeline import test_stage_resume as resume
-from tests.pipeline.conftest import r1
-from tests.pipeline.stage_process import finish, killed
+from tests.commands import r1
+from tests.rl import test_resume as resume
+from tests.stage_process import finish, killed
 
 pytestmark = pytest.mark.gpu
 

@@ -1,6 +1,6 @@
 """Updates under DeepSpeed on a GPU: the equation's gradient in float64, every ZeRO stage the same, a resumed run the same bits.
 
-One process: NCCL wants a GPU for each. The CPU's tests (tests/pipeline/test_zero.py) have two.
+One process: NCCL wants a GPU for each. The CPU's tests (tests/rl/test_zero.py) have two.
 """
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from stages.rollout.records import write_groups
 from tests.conftest import tiny_llama
-from tests.pipeline import test_zero as cpu
+from tests.rl import test_zero as cpu
 
 pytestmark = pytest.mark.gpu
 ZERO = range(4)

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.pipeline.conftest import model_folder, recipe, runs  # noqa: F401 - fixtures here too
 from tests.requirements import program, require
 
 

@@ -19,10 +19,10 @@ import yaml
 
 from flows.processes import ProcessTree
 from flows.servers.server_process import free_port
+from tests.commands import environment
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment
-from tests.pipeline.test_servers import leaks, status
-from tests.postgres import Postgres, postgres
+from tests.servers.postgres import Postgres, postgres
+from tests.servers.test_servers import leaks, status
 
 INFRA = ROOT / "infra"
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.tracking.journal import read
+from tests.commands import r1
 from tests.conftest import ROOT
-from tests.pipeline.conftest import r1
 
 MODELS = ["base", "zero", "cold_start", "reasoning", "rejection_sampling", "all_scenarios", "small_base", "distillation"]
 

@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from stages.store.folders import StageFolder
 from stages.store.manifest import StageRecord, write_manifest
 from stages.tracking.mlflow.pipeline_run import PipelineTracking, default_uri
+from tests.commands import r1, refused
 from tests.conftest import ROOT
-from tests.pipeline.conftest import r1, refused
-from tests.pipeline.servers import Stoppable
+from tests.servers.stoppable import Stoppable
 
 TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
 RECIPE = """

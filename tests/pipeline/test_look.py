@@ -15,10 +15,10 @@ from flows.runs.record import RunRecord
 from stages.rollout.records import read_groups, write_groups
 from stages.store.folders import Runs
 from stages.tracking.compare import compare
+from tests.commands import r1
 from tests.pipeline.browser import Browser
-from tests.pipeline.conftest import r1
-from tests.pipeline.servers import TINY, Stoppable
 from tests.requirements import needs
+from tests.servers.stoppable import TINY, Stoppable
 
 pytestmark = [pytest.mark.slow, needs("chromium")]
 PLANTED = "<script>document.title = 'taken'</script>"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.pipeline.conftest import r1
-from tests.scripted_model import answering, scripted_model, toy_tokenizer
-from tests.unit.tokenizers_by_kind import TAGS
+from tests.commands import r1
+from tests.doubles.scripted_model import answering, scripted_model, toy_tokenizer
+from tests.tokenizers_by_kind import TAGS
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.commands import environment
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment
-from tests.pipeline.operation import digests
-from tests.pipeline.servers import Run
+from tests.deployments.operation import digests
+from tests.servers.stoppable import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OVERRIDES = ("zero.steps=4", "evaluation.samples=192", "evaluation.chunk=1")

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from stages.tracking.journal import read
-from tests.pipeline.servers import Run
+from tests.servers.stoppable import Run
 
 
 @pytest.mark.slow

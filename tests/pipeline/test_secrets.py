@@ -17,10 +17,10 @@ import pytest
 from flows.processes import ProcessTree
 from flows.servers.server_process import free_port
 from stages.tracking.journal import read
+from tests.commands import environment
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment
-from tests.pipeline.test_schedule import wait_for
-from tests.unit.endpoint_server import EndpointServer
+from tests.deployments.test_schedule import wait_for
+from tests.doubles.endpoint_server import EndpointServer
 
 
 def planted(name: str) -> str:

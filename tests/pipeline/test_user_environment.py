@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from stages.tracking.journal import read
+from tests.commands import environment
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment
 
 TINY = ROOT / "tests" / "pipeline" / "tiny.yaml"
 RECIPE = f"""

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from stages.tracking.journal import read
+from tests.commands import environment, r1, r1_in_process
 from tests.conftest import ROOT
-from tests.pipeline.conftest import environment, r1, r1_in_process
 
 SHORT, TINY = (ROOT / "tests" / "pipeline" / f"{name}.yaml" for name in ("short", "tiny"))
 MODELS = {SHORT: ["base", "zero"], TINY: ["base", "zero", "cold_start", "reasoning"]}

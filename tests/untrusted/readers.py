@@ -187,11 +187,11 @@ BY_READ_FORM = "called by `read_form`, which is called here"
 OURS = "its text is ours or the user's, never a model's"
 NOT_SAMPLED: dict[str, str] = {
     "stages.curation.choose:Selection.choose": "calls `fates` for each group",
-    "stages.curation.rewrite:Rewriting.rewrite": "sends `messages` and judges replies; tests/unit/test_curate_rewrite.py",
+    "stages.curation.rewrite:Rewriting.rewrite": "sends `messages` and judges replies; tests/curation/test_rewrite.py",
     "stages.evals.likelihood:continuation_scores": "token ids",
     "stages.rl.collect:Scene.together": NUMBERS_ONLY,
     "stages.rl.collect:has_signal": NUMBERS_ONLY,
-    "stages.rewards.coverage:check_coverage": "verdicts and faults of a step's answers; tests/unit/test_rl_without_signal.py",
+    "stages.rewards.coverage:check_coverage": "verdicts and faults of a step's answers; tests/kinds/test_rl_without_signal.py",
     "stages.rl.metrics:reward_metrics": NUMBERS_ONLY,
     "stages.rl.metrics:rollout_metrics": IN_A_PROCESS,
     "stages.rl.metrics:held_out_metrics": NUMBERS_ONLY,

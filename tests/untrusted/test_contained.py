@@ -19,7 +19,7 @@ from stages.rewards.score import score
 from stages.rewards.settings import Rewards
 from stages.rl.metrics import reward_metrics, rollout_metrics
 from stages.store.files import digest_json, read_json, write_json
-from tests.unit.test_evals import CONFIG, Table, language_model
+from tests.evals.test_evals import CONFIG, Table, language_model
 from tests.untrusted.calls import episode, problem
 
 TASK = """

@@ -41,8 +41,9 @@ SAMPLED_NAMES = {
     "reply",
 }
 SAMPLED_TYPES = ("Episode", "list[Group]", "Sequence[Group]", "Completion", "Asked")
-PLACES = ("stages/rewards", "stages/curation", "stages/evals", "stages/grpo", "stages/rl", "stages/problems", "stages/report",
-          "stages/store", "stages/tracking", "stages/rollout/records.py", "flows")  # fmt: skip
+PLACES = ("stages/rewards", "stages/curation", "stages/evals", "stages/rl", "stages/kinds", "stages/problems",
+          "stages/report", "stages/store", "stages/contract", "stages/runtime", "stages/tracking",
+          "stages/rollout/records.py", "flows")  # fmt: skip
 
 
 class TooSlow(BaseException):
