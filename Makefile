@@ -49,7 +49,7 @@ test: $(READY)             ## the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)        ## proofs that take minutes
-	$(BIN)/pytest -m slow --timeout 3600 -rs
+	$(BIN)/pytest -m slow -n 2 --timeout 3600 -rs
 
 test-vllm: $(READY) $(VLLM_READY)  ## sampling with vLLM
 	$(BIN)/pytest -m vllm -n 0 --timeout 1800
@@ -59,7 +59,7 @@ test-gpu: $(READY)         ## numbers, updates and stages on an NVIDIA GPU
 
 peers: $(READY)            ## the same numbers as TRL, which this installs besides
 	@$(INSTALL) $(VENV) --constraint constraints.txt --editable '.[dev,peers]'
-	$(BIN)/pytest -m peers
+	$(BIN)/pytest -m peers -n 2
 
 check: $(READY)            ## lint, format, types, import contracts
 	$(BIN)/ruff check .

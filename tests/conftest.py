@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from stages.runtime.platform import usable_cores
 from tests.requirements import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Tests run in two workers: two threads each would wait for each other on two cores.
+# Tests run in a worker per core and more: several threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,12 @@ LONGEST_FIRST = (
     "rollout/test_compiled.py",
     "architectures/test_sweep.py",
 )
-"""Files that two workers begin with: one that began a long file last would go on alone while the other has nothing left."""
+"""Files that the workers begin with: one that began a long file last would go on alone while the other has nothing left."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, for tests also wait: for servers, time-outs, other processes. Each takes up to 2 GB."""
+    return min(usable_cores() + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
