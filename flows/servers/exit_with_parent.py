@@ -1,4 +1,4 @@
-"""Runs a Python module as a program that ends when another process is gone: `python watched.py PID MODULE ARGUMENTS…`.
+"""Runs a Python module as a program that ends when another process is gone: `python exit_with_parent.py PID MODULE ARGUMENTS…`.
 
 Started by path, so that it works from any folder. It keeps servers from outliving the command that started them, even when
 that was killed.

@@ -68,7 +68,7 @@ class Sampled:
 def packed_texts(prompts: Iterable[tuple[int, list[int]]], micro_tokens: int) -> Texts:
     """Prompts with the lengths of their answers, as the engine packs them: a prompt once, answers without their last token.
 
-    At most: what prompts begin with in common, and answers that are the same, the engine computes once (packed.py).
+    At most: what prompts begin with in common, and answers that are the same, the engine computes once (packing/pack.py).
     """
     tokens = attended = predicted = 0.0
     for prompt, answers in prompts:

@@ -1,1 +1,1 @@
-"""Training under DeepSpeed: packed texts, log-probabilities, steps, checkpoints. The only room that imports deepspeed."""
+"""Training under DeepSpeed: packed texts, log-probabilities, steps, checkpoints. The only package that imports deepspeed."""

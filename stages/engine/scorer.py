@@ -1,6 +1,6 @@
 """The modules that DeepSpeed trains: causal language models that say how likely given tokens are, and what prefixes are worth.
 
-Two paths lead to the same numbers. *Packed*: many texts in one line of tokens, shared prompts computed once (packed.py), for
+Two paths lead to the same numbers. *Packed*: many texts in one line of tokens, shared prompts computed once (pack.py), for
 models whose attention goes through transformers' attention interface. *Rows*: one text at a time through the model's own
 forward pass, for everything else (convolutions, linear attention, state spaces, windows). On both, the logits are those of the
 model's own `forward` (own_head.py). Which path a stage takes is decided by self_check.py.

@@ -1,5 +1,5 @@
 // One decoding step of a Llama-like model in float32: R rows, each with one more token; and the draw of the next. `compiled.py`
-// builds and calls them; `lean.py` and `sampling.py` are the same in PyTorch, and say what the parts mean.
+// builds and calls them; `decoder.py` and `token_sampling.py` are the same in PyTorch, and say what the parts mean.
 //
 // A step reads every weight once, so for few rows it can be no faster than memory. What it gains over a library's products: no
 // repacking of weights, nothing between two products but what is needed, one parallel region for the whole step.

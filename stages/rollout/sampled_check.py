@@ -1,6 +1,6 @@
 """Check an engine before a stage samples: log-probabilities of a few sampled tokens against the model's own forward pass.
 
-The fast decoder of the torch engine is replaced by transformers' own (plain.py) where it differs or fails; an engine that
+The fast decoder of the torch engine is replaced by transformers' own (fallback.py) where it differs or fails; an engine that
 differs otherwise is refused. Random numbers are derived from a purpose of their own: nothing that the stage samples depends
 on the check.
 """

@@ -1,7 +1,7 @@
 """The default engine: samples with the model itself, on a CPU or a GPU.
 
-Llama, Qwen2 and Qwen3 are decoded by `lean.py`, on a CPU in float32 by its compiled form (`compiled.py`); every other causal
-model of transformers by its own forward pass (`plain.py`), which is slower and says so. stages/engine/ARCHITECTURES.md lists
+Llama, Qwen2 and Qwen3 are decoded by `decoder.py`, on a CPU in float32 by its compiled form (`compiled.py`); every other causal
+model of transformers by its own forward pass (`fallback.py`), which is slower and says so. stages/engine/ARCHITECTURES.md lists
 the classes.
 """
 

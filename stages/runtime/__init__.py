@@ -1,1 +1,1 @@
-"""What a process needs of the operating system, below everything else: imports nothing of this project."""
+"""What a process needs of the operating system: clock, heartbeats, streams, proxies. Imports stages.contract alone."""

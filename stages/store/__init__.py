@@ -1,1 +1,1 @@
-"""The floor of the house: typed configuration, the stage contract, folders, manifests, locks, atomic files."""
+"""The stage contract on disk: folders, manifests, locks, atomic files."""

@@ -1,1 +1,1 @@
-"""Records: the journal on disk, and MLflow fed from it. The only room that imports mlflow."""
+"""Records: the journal on disk, and MLflow fed from it. The only package that imports mlflow."""

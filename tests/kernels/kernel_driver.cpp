@@ -1,4 +1,4 @@
-// Calls every kernel on small made-up inputs and prints what comes out, a number per line. `test_kernel_builds.py` compiles it
+// Calls every kernel on small made-up inputs and prints what comes out, a number per line. `test_builds.py` compiles it
 // for several instruction sets and compares.
 #include "attend.cpp"
 #include "decode.cpp"

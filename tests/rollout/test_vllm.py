@@ -343,7 +343,7 @@ def test_a_stage_whose_vllm_is_killed_fails_and_goes_on(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "vllm_process.py" in " ".join(p.cmdline())]
+    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "vllm/worker.py" in " ".join(p.cmdline())]
     engine.kill()
     assert "StageFailed: vLLM's process ended (status -9); its last lines: " in end_stage(folder, process, status=3)
     end_stage(folder, start_stage(folder))

@@ -1,7 +1,7 @@
 """Checkpoints at step boundaries: written aside and in the background, COMPLETE last, renamed; the newest whole one wins.
 
 A checkpoint is `step-000120/`: state.json (counters), `<part>-rank<n>.safetensors` (each rank's share of a model's or a
-reference's tensors, whole parameters: see whole_state.py), a copy of the journal, and COMPLETE, the sha256 and size of all
+reference's tensors, whole parameters: see state.py), a copy of the journal, and COMPLETE, the sha256 and size of all
 others. What is written is what the tensors were when `begin` was called, however far training has gone meanwhile.
 
 A rank on another machine that does not share the folder gives its share to rank 0, one after the other, and training waits.

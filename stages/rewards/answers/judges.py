@@ -1,7 +1,7 @@
 r"""The accuracy reward: is the final answer the reference answer (DeepSeek-R1, section 2.2).
 
 `exact` compares texts, `numeric` compares numbers exactly, `math` compares mathematics: rationals exactly, the decimals of an
-irrational to 7 digits, sets as sets, tuples in order (see expressions.py),
+irrational to 7 digits, sets as sets, tuples in order (see math_verify.py),
 `reasoning_gym` asks the scorer of the task that made the problem. A verdict `none` (no verdict within the limit, a reference
 that cannot be read) is kept apart from `wrong`. A problem may name a verifier of its own; see verifiers.py.
 

@@ -1,6 +1,6 @@
 r"""Whether an answer states what the reference states; runs in a worker process, without a limit of its own.
 
-The two texts are written in one notation (answer_text.py), their forms are read (form_reader.py), and the forms are
+The two texts are written in one notation (text.py), their forms are read (form_reader.py), and the forms are
 compared part by part; formulas by exact algebra (formula.py, equality.py), sets as sets (sets.py). What only a larger
 grammar reads (sums, integrals, limits) is read by math-verify.
 

@@ -3,7 +3,7 @@
 DeepSeek-R1 (section 2.2) names a compiler and test cases for its code rewards and says nothing of what holds the programs.
 Here each has namespaces of its own (mounts, processes, network, IPC, users or a user id), a read-only system without home
 folders, a small temporary folder, no environment, no privileges, a filter of system calls, and limits of wall-clock time,
-processor time, memory, processes, output and disk. Expected results never enter; see `code.py` for the verdict.
+processor time, memory, processes, output and disk. Expected results never enter; see `verifier.py` for the verdict.
 """
 
 import functools

@@ -3,7 +3,7 @@
 Keys and values are held for at most `budget` tokens (one answer runs whatever it takes). Room for the answers' own tokens
 doubles when the longest needs it; where that would go over the budget, the youngest answers go back to wait and start again
 (the same random numbers, so the same answer). When an eighth of the rows have finished, waiting answers take their places.
-Answers that are the same so far are computed as one (lines.py).
+Answers that are the same so far are computed as one (prefix_sharing.py).
 """
 
 from collections import deque

@@ -62,7 +62,7 @@ class _Batch(ctypes.Structure):
 
 
 def unsupported(model: Any) -> str:
-    """Why a model that `lean.py` knows cannot be decoded here; empty when it can."""
+    """Why a model that `decoder.py` knows cannot be decoded here; empty when it can."""
     weight, size = model.model.embed_tokens.weight, model.model.layers[0].self_attn.head_dim
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return f"its weights are {weight.dtype} on {weight.device.type}, not float32 on cpu"

@@ -1,7 +1,7 @@
-"""The transformers fallback: decoding by a model's own forward, for every model that `lean.py` does not decode.
+"""The transformers fallback: decoding by a model's own forward, for every model that `decoder.py` does not decode.
 
 Each distinct prompt of a batch is prefilled once and its cache repeated for its answers; finished rows leave the batch. Which
-of this a model allows, and whether prompts of unequal lengths may share a batch, is its `Mode` (decoding_mode.py).
+of this a model allows, and whether prompts of unequal lengths may share a batch, is its `Mode` (mode.py).
 """
 
 from collections.abc import Iterator, Sequence

@@ -22,7 +22,7 @@ LAST_LINES, LAST_BYTES = 6, 8192
 
 
 class VllmProcess:
-    """A process that speaks the protocol of `vllm_process.py`."""
+    """A process that speaks the protocol of `worker.py`."""
 
     def __init__(
         self, command: list[str], log: Path, *, start_s: float, silence_s: float, environment: Mapping[str, str] | None = None

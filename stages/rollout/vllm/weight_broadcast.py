@@ -1,6 +1,6 @@
 """Weights from the trainer's memory into vLLM's without a file between: a group of two, over NCCL on GPUs and gloo on CPUs.
 
-The trainer's rank is 0 of the group, its vLLM 1 (`_join` and `_receive` in vllm_process.py). They find each other through a
+The trainer's rank is 0 of the group, its vLLM 1 (`_join` and `_receive` in worker.py). They find each other through a
 file that is gone once they have. It is torch's own process group on both sides, apart from the trainer's: vLLM's engines for
 this (nccl_engine.py in its package) would have to be imported by the trainer, whose environment cannot hold vLLM.
 """

@@ -6,7 +6,7 @@ One JSON document a line; the first argument has the options. It says `{"ready":
     {"do": "sample", "prompts": [{"ids", "seeds"}], "temperature", "top_p", "max_tokens", "stop", "end_tokens"}
         -> {"prompt", "sample", "ids", "logprobs", "finish"} as each answer ends, {"alive": true} every second meanwhile
     {"do": "load", "folder"}     new weights in place, from safetensors; wakes it
-    {"do": "join", "file", "seconds"}    meet the trainer in a group of two (weights_group.py)
+    {"do": "join", "file", "seconds"}    meet the trainer in a group of two (weight_broadcast.py)
     {"do": "receive", "weights": [[name, type, shape]]}    new weights in place, as the group brings them; wakes it
     {"do": "sleep"}              gives GPU memory back until the next weights
 
